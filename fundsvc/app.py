@@ -5,7 +5,7 @@ import gc
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 
 import msgspec
@@ -27,6 +27,7 @@ from fundsvc.api.http.middleware import Middleware
 from fundsvc.api.http.routes import Endpoint
 from fundsvc.api.http.server import serve, tls_context
 from fundsvc.api.ingest import Ingest
+from fundsvc.api.inventory import InventoryResources
 from fundsvc.api.page import WebPage
 from fundsvc.api.stream_epochs import StreamEpochs
 from fundsvc.api.targets import TargetResources
@@ -47,6 +48,7 @@ from fundsvc.readmodel.adl_books import open_adl_books
 from fundsvc.readmodel.ledger_tail import open_tail
 from fundsvc.store.adl import AdlReader
 from fundsvc.store.database import SQL, Pool, StoreFault, faults, open_pool
+from fundsvc.store.inventories import InventoryReader
 from fundsvc.store.partition_state import check_decimals
 from fundsvc.store.reader import Reader
 from fundsvc.store.schema import check_schema
@@ -146,7 +148,7 @@ async def run_service(
     async with connected(config) as (pool, client), asyncio.TaskGroup() as tasks:
         metrics.add_pool(pool)
         running = Engine(config, metrics) if engine else None
-        consumer = tasks.create_task(run_engine(running, stop)) if running else None
+        consumer = tasks.create_task(running.run(stop)) if running else None
         async with http_side(config, metrics, pool, client, engine=running, public=api) as url:
             gc.freeze()  # what was built so far lives as long as the process
             log.info("started", version=__version__, parts=parts, listens_on=url)
@@ -225,7 +227,7 @@ async def _serving(
         reserved(config, config.http.exports_max) as exporting,
         open_adl_books(config, pool, client, metrics) as books,
         appraising(pool, books, config.http.rate_seconds_max) as appraiser,
-        open_tail(config, metrics) as tail,
+        open_tail(config, metrics, appraiser.mark) as tail,
     ):
 
         async def check_replica() -> None:
@@ -242,11 +244,13 @@ async def _serving(
         exports = Exports(exporting, config.http.exports_max)
         funds = FundResources(reader, tail, Statistics(pool), ledger, appraiser, policy_of, exports, config.ledger.secrets)
         cached = FundCache(tail, funds.answer)
+        inventory = InventoryResources(reader, InventoryReader(pool), tail, appraiser.mark)
         sizing = TargetResources(reader, Targets(pool))
         adl = AdlResources(reader, ledger, books, tail, policy_of, config.queue.k_min)
         venues = venue_endpoints(config.http.venues, cached.answers, funds.summary, adl, reader, Histories(pool), policy_of)
         async with websocket_endpoints(config, tail, cached, reader, ledger, books, metrics) as websocket:
-            routes = (*contracts.routes, ingest.endpoint, *cached.routes, *funds.routes, *sizing.routes, *adl.routes)
+            of_funds = (*cached.routes, *funds.routes, *inventory.routes, *sizing.routes)
+            routes = (*contracts.routes, ingest.endpoint, *of_funds, *adl.routes)
             table = endpoints((*operations, *routes, *websocket.endpoints, *venues))
             middleware = Middleware(metrics, access_control)
             documents = await asyncio.to_thread(document_endpoints, table, config.http.public_url)
@@ -262,10 +266,10 @@ async def _serving(
                 yield url
 
 
-def document_endpoints(table: Iterable[Endpoint], public_url: str) -> tuple[Endpoint, ...]:
+def document_endpoints(table: Sequence[Endpoint], public_url: str) -> tuple[Endpoint, ...]:
     """Returns the endpoints of the page and of all documentation; `table` is documented.
 
-    Takes a tenth of a second, most of it to render the handbook and the schemas of all answers. So call it in a thread.
+    Takes a tenth of a second, most of it to render the handbook. So call it in a thread.
     """
     return (openapi_endpoint(table), *ApiReference().endpoints, *Handbook().endpoints, *WebPage(public_url).endpoints)
 

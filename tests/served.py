@@ -80,8 +80,8 @@ class Served:
         entry = await self.pool.fetchval("SELECT entry FROM funds WHERE symbol = $1", symbol)
 
         async def shown():
-            funds = {fund["symbol"]: fund for fund in await self.get("/api/v1/insurance-fund")}
-            return funds[symbol] if symbol in funds and funds[symbol]["entry"] == entry else None
+            listed = await self.get("/api/v1/insurance-fund?closed=true")
+            return next((fund for fund in listed if (fund["symbol"], fund["entry"]) == (symbol, entry)), None)
 
         return await eventually(shown)
 

@@ -109,7 +109,9 @@ async def test_order_shows_need_allocations_and_result(world):
     assert order == {
         "symbol": SYMBOL,
         "adl": 1,
+        "origin": "shortfall",
         "cause": 1,
+        "closes": 0,
         "state": "open",
         "reduce": "short",
         "price": "39000",
@@ -117,6 +119,7 @@ async def test_order_shows_need_allocations_and_result(world):
         "deficitLots": 100,
         "lotsNeeded": 100,
         "lotsTaken": 0,
+        "lotsUnwound": 0,
         "needed": "10",
         "taken": "0",
         "uncovered": "10",

@@ -8,6 +8,7 @@ from itertools import chain
 from pathlib import Path
 
 import pytest
+import takeovers
 import yaml
 from commands import engine_process, process
 from conftest import with_section
@@ -125,6 +126,8 @@ async def test_prometheus_alerts_on_a_drained_fund(config, tmp_path):
             firing = await server.firing()
             return firing if firing.keys() == set(names) else None
 
+        held = takeovers.takeover(2, 10, ts=time.time_ns() // 1_000_000)
+        await producer.append([takeovers.LISTING, takeovers.FUNDED, takeovers.mark(50), held])
         await producer.append([*BEGINNING, listing("EMPTY"), liquidation(1, 1000, 39100)])
         await eventually(lambda: shows(f'symbol:fundsvc_balance:max{{symbol="{SYMBOL}"}}', 100.0), seconds=40)
         assert await server.firing() == {}

@@ -158,6 +158,9 @@ async def test_fund_shows_balance_and_outstanding_amount(client):
         "settleCurrency": "USDT",
         "balance": "0",
         "outstanding": "10",
+        "equity": None,
+        "unrealisedPnl": None,
+        "inventory": [],
         "state": "uncovered",
         "suspended": False,
         "entry": 5,
@@ -171,6 +174,7 @@ async def test_fund_shows_balance_and_outstanding_amount(client):
         "change7d": "0",
         "peak8h": "0",
         "drawdown8h": 0.0,
+        "equityDrawdown": None,
         "openInterest": 0,
         "balanceToOpenInterest": None,
         "target": None,
@@ -211,6 +215,8 @@ async def test_entry_shows_amounts_and_fill(client):
         "ts": TS + 9,
         "keyId": "",
         "commitment": "",
+        "closes": 0,
+        "forced": False,
     }
 
 
@@ -263,8 +269,16 @@ WRONG = [
     (HISTORY, {"endAt": "1.5"}, "endAt is '1.5': it must be an integer from 0 to 9223372036854775807"),
     (HISTORY, {"startAt": "5", "endAt": "4"}, "startAt is 5: it must not be after endAt, 4"),
     (HISTORY, {"forward": "yes"}, "forward is 'yes': it must be true or false"),
-    (HISTORY, {"kind": "deposit"}, "kind is 'deposit': it must be one of cover, flat, refund, shortfall, surplus"),
-    (HISTORY, {"kind": "null"}, "kind is 'null': it must be one of cover, flat, refund, shortfall, surplus"),
+    (
+        HISTORY,
+        {"kind": "deposit"},
+        "kind is 'deposit': it must be one of cover, deleverage, flat, refund, shortfall, surplus, takeover",
+    ),
+    (
+        HISTORY,
+        {"kind": "null"},
+        "kind is 'null': it must be one of cover, deleverage, flat, refund, shortfall, surplus, takeover",
+    ),
     (
         HISTORY,
         {"max_count": "5"},

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import msgspec
 import pytest
+from aiohttp import ClientSession
 from conftest import with_section
 from eventually import eventually
 from exposed import sample_sum
@@ -101,17 +102,24 @@ def _collections():
         gc.unfreeze()
 
 
-async def test_start_of_a_service_does_not_hold_the_loop(config):
-    """The first start in a process renders the handbook and generates the schemas of all answers."""
+async def test_start_of_a_service_and_its_first_description_do_not_hold_the_loop(config):
+    """The first start in a process renders the handbook; the first request generates the schemas of all answers."""
     chapters.cache_clear()
-    stop, started = asyncio.Event(), asyncio.Event()
+    stop, address = asyncio.Event(), asyncio.get_running_loop().create_future()
 
-    async def note_start(_url):
-        started.set()
+    async def note_start(url):
+        address.set_result(url)
+
+    async def description(http):
+        async with http.get("/openapi.json") as answer:
+            return answer.status, await answer.read()
 
     async with watched() as watchdog:
         running = asyncio.create_task(run_service(with_section(with_secret(config), "http", port=0), stop, note_start))
-        await started.wait()
+        async with ClientSession(await address) as http:
+            first, second = await asyncio.gather(description(http), description(http))
+        assert first == second
+        assert first[0] == 200
         stop.set()
         await running
     assert watchdog.longest_ms < HOLD_MS_MAX

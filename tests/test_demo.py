@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import io
 import json
 import os
 import pty
@@ -23,23 +24,33 @@ import psutil
 import pytest
 from conftest import connected
 from eventually import eventually
+from rich.console import Console
 
 from fundsvc.config.settings import CurrencyConfig
 from fundsvc.core.adl.records import reduced_of
-from fundsvc.core.events import AdlEnd, AdlFill, Fill, Position
-from fundsvc.core.numbers import to_units
+from fundsvc.core.contracts import contract_of
+from fundsvc.core.events import AdlEnd, AdlFill, Fill, Position, Takeover, Unwind
+from fundsvc.core.numbers import format_units, to_units
 from fundsvc.core.partition import Partition
 from fundsvc.demo.instruments import INSTRUMENTS
-from fundsvc.demo.market import SEQ_PER_STEP, STEP_SECONDS, Holding, SimulatedMarket, step_to_resume
+from fundsvc.demo.market import SEQ_PER_STEP, STEP_SECONDS, UNWIND_STEPS, Holding, SimulatedMarket, step_to_resume
 from fundsvc.demo.matching import ROUND_STEPS, MatchingEngine
-from fundsvc.demo.prices import CASCADE_STEPS, CYCLE_STEPS, last_step
+from fundsvc.demo.prices import CASCADE_STEPS, CYCLE_STEPS, THIN_STEPS, last_step
+from fundsvc.demo.screen import funds_table
+from fundsvc.demo.watch import FundView
 from fundsvc.local.servers import EmbeddedServers
+from fundsvc.store.reader import FundRow
 from fundsvc.streams.announcements import Announcement, RequestedLots
 from fundsvc.wire.codec import Message, decode, encode
 
 CURRENCY = CurrencyConfig()
 STEPS = 3 * CYCLE_STEPS
+DECIMALS = {
+    each.symbol: contract_of(each.specification(), CURRENCY.decimals, CURRENCY.decimals_default).price_decimals
+    for each in INSTRUMENTS
+}
 SYMBOLS = [instrument.symbol for instrument in INSTRUMENTS]
+(THIN,) = (instrument for instrument in INSTRUMENTS if instrument.thin)
 CASCADING = [instrument for instrument in INSTRUMENTS if instrument.cascade]
 STOP_SECONDS = 5.0
 SCREEN_BACK = "\x1b[?1049l"
@@ -75,7 +86,8 @@ def lots_in_book(partition, symbol, account):
 
 def announcement_of(order, accounts, lots):
     """Returns the announcement of a round."""
-    return Announcement(order.symbol, order.adl, order.round, order.reduce, "1", tuple(map(RequestedLots, accounts, lots)))
+    price = format_units(order.price, DECIMALS[order.symbol])
+    return Announcement(order.symbol, order.adl, order.round, order.reduce, price, tuple(map(RequestedLots, accounts, lots)))
 
 
 class Exchange:
@@ -108,11 +120,16 @@ class Exchange:
         taken = Counter()
         for each in self.executions():
             taken[Holding(each.symbol, each.account, reduced_of(each.body).entry_price)] += each.lots
-        self.matching = MatchingEngine(SimulatedMarket(CURRENCY), settled, +taken)
+        self.matching = MatchingEngine(SimulatedMarket(CURRENCY), settled, +taken, self.carried())
         for order in self.orders.values():
             if order.state == "open":
                 rests = self.partition.market(order.symbol).orders[order.adl].progress.rests()
                 self.matching.take_on(announcement_of(order, *zip(*rests, strict=True)), step)
+
+    def carried(self):
+        """Returns the lots that each fund holds, with those in its open takeover orders."""
+        funds = [fund for fund in self.partition.funds() if fund.inventory]
+        return {fund.contract.symbol: sum(side.lots + side.in_orders for side in fund.inventory.sides()) for fund in funds}
 
     def executions(self):
         return [record for record in self.records if record.kind == "execution"]
@@ -254,8 +271,8 @@ class TestMatching:
         latest, answers = defaultdict(int), 0
         for step, events in enumerate(run.sent):
             for event in events:
-                if isinstance(event, Fill | AdlFill | AdlEnd):
-                    answers += not isinstance(event, Fill)
+                if isinstance(event, Fill | Takeover | Unwind | AdlFill | AdlEnd):
+                    answers += isinstance(event, AdlFill | AdlEnd)
                     assert event.seq > latest[event.symbol]
                     assert event.seq // SEQ_PER_STEP == step
                     latest[event.symbol] = event.seq
@@ -335,6 +352,78 @@ class TestMatching:
         answers = [event.seq for event in sent if isinstance(event, AdlFill | AdlEnd)]
         assert len(answers) > 1
         assert min(answers) > (step + 4) * SEQ_PER_STEP
+
+
+def kinds_of(run, since, until):
+    """Returns the entries of the contract with a thin book by kind, forced or not, and whether they close lots."""
+    entries = [entry for step in run.entries[since:until] for entry in step if entry.symbol == THIN.symbol]
+    return Counter((entry.kind, bool(entry.closes)) for entry in entries if entry.closes or entry.kind in HELD_KINDS)
+
+
+HELD_KINDS = {"takeover", "deleverage"}
+
+
+class TestInventory:
+    @pytest.mark.parametrize("cycle", range(3))
+    def test_fund_takes_over_is_relieved_and_its_lots_are_unwound(self, run, cycle):
+        begins = THIN.thin.first + cycle * CYCLE_STEPS
+        kinds = kinds_of(run, begins, begins + THIN_STEPS)
+        assert kinds["takeover", False] >= 2
+        assert kinds["deleverage", False], "ADL executes lots that the fund did not accept"
+        assert kinds["deleverage", True], "ADL relieves the inventory"
+        assert kinds["shortfall", True] + kinds["surplus", True] + kinds["flat", True] >= len(UNWIND_STEPS)
+        assert kinds_of(run, begins + THIN_STEPS, begins + CYCLE_STEPS) == Counter()
+
+    def test_orders_for_takeovers_and_inventory_are_done(self, run):
+        orders = [order for order in run.orders.values() if order.symbol == THIN.symbol]
+        assert Counter(order.origin for order in orders).keys() == {"takeover", "inventory"}
+        assert {order.state for order in orders} == {"done"}
+
+    def test_lots_of_the_fund_equal_the_account_of_the_market(self):
+        exchange, seen = Exchange(), set()
+        for step in range(1, THIN.thin.first + THIN_STEPS + CYCLE_STEPS):
+            exchange.run(step)
+            assert exchange.carried() == {symbol: exchange.matching.held[symbol] for symbol in exchange.carried()}
+            seen |= set(exchange.carried().values())
+        assert len(seen) > 2 * len(UNWIND_STEPS)
+        assert exchange.carried() == {THIN.symbol: 0}
+
+    def test_lots_are_conserved(self, run):
+        (long, short) = run.partition.market(THIN.symbol).fund.inventory.states()
+        taken = sum(event.lots for events in run.sent for event in events if isinstance(event, Takeover))
+        unwound = sum(event.lots for events in run.sent for event in events if isinstance(event, Unwind))
+        assert (long.taken, long.unwound, long.held, long.in_orders) == (taken, unwound, 0, 0)
+        assert taken == long.unwound + long.deleveraged
+        assert short.taken == 0
+
+    @pytest.mark.parametrize("after", [1, 4, 8, 9, 11, 13, 27, 29, 30, 45, 57])
+    def test_a_restarted_matching_engine_continues_the_inventory(self, after):
+        exchange = Exchange().run(THIN.thin.first + after)
+        exchange.restart_matching(THIN.thin.first + after)
+        exchange.run(THIN.thin.first + THIN_STEPS + 1)
+        assert exchange.carried() == {THIN.symbol: 0}
+        assert {order.state for order in exchange.orders.values() if order.symbol == THIN.symbol} == {"done"}
+
+    def test_a_step_that_is_sent_again_repeats_no_unwind(self, run):
+        step = THIN.thin.first + UNWIND_STEPS[3]
+        (unwind,) = [event for event in run.sent[step] if isinstance(event, Unwind)]
+        for settled, expected in ((unwind.seq - 1, 1), (unwind.seq, 0)):
+            engine = MatchingEngine(SimulatedMarket(CURRENCY), {THIN.symbol: settled}, {}, {THIN.symbol: 1000})
+            sent = [event for event in engine.events(step, time_of(step)) if isinstance(event, Unwind)]
+            assert len(sent) == expected
+
+    def test_screen_shows_equity_and_inventory_beside_the_balance(self):
+        exchange = Exchange().run(THIN.thin.first + 20)
+        fund = exchange.partition.market(THIN.symbol).fund
+        columns = (fund.contract, None, 0, fund.balance, 0, fund.entry, fund.seq, fund.head, None, None, False)
+        shown = FundView(FundRow(*columns), None, [], fund.inventory)
+        assert shown.equity == fund.equity < fund.balance
+        console = Console(width=160, file=io.StringIO())
+        console.print(funds_table([shown]))
+        drawn = console.file.getvalue()
+        assert f"long {fund.inventory.long.lots:,}" in drawn
+        assert f"{fund.equity / 10**8:,.2f}" in drawn
+        assert f"{fund.balance / 10**8:,.2f}" in drawn
 
 
 class TestResuming:

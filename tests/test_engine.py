@@ -199,6 +199,40 @@ async def test_deletion_of_the_stream_during_reading_is_detected(config, client,
         await eventually(lambda: engine.count("fundsvc_duplicates_total", symbol="AAA") == 100)
 
 
+@pytest.mark.parametrize("restarts", [1, 2])
+@pytest.mark.parametrize("deleted", [[5], [5, 6, 7], [1, 7]], ids=["one", "the last", "the first and the last"])
+async def test_settled_messages_deleted_before_the_tail_was_lost_are_no_gap(
+    config, client, producer, ledger, deleted, restarts
+):
+    """The stream is read again up to the message before the deleted ones. A later load must not take them for unsettled."""
+    async with running(config):
+        await producer.append([listing("AAA"), *fills(range(1, 10))], per_message=1)
+        await settled(ledger, 9)
+    messages = [key for key, _ in await client.xrange(KEY)]
+    for number in deleted:
+        await client.xdel(KEY, messages[number])
+    left = [(key, fields) for key, fields in await client.xrange(KEY) if key < messages[min(set(deleted) - {1})]]
+    async with client.pipeline(transaction=True) as pipeline:
+        pipeline.delete(KEY)
+        for key, fields in left:
+            pipeline.xadd(KEY, fields, id=key)
+        pipeline.execute_command("XSETID", KEY, messages[7], "ENTRIESADDED", 8, "MAXDELETEDID", messages[max(deleted)])
+        await pipeline.execute()
+    for _ in range(restarts):
+        async with running(config) as engine:
+            await eventually(lambda: ledger_at(ledger, left[-1][0]))
+            assert not engine.count("fundsvc_partition_halted", partition="0")
+    async with running(config) as engine:
+        await producer.append(fills(range(6, 21)), per_message=1)
+        await settled(ledger, 20)
+        assert not engine.count("fundsvc_stream_gaps_total", partition="0")
+    assert await ledger("SELECT count(*) FROM stream_gaps WHERE acknowledged_at IS NULL") == 0
+
+
+async def ledger_at(ledger, message):
+    return await ledger("SELECT last_id FROM partitions") == message.decode()
+
+
 @pytest.mark.parametrize("first_id", ["1-1", "9999999999999-1"], ids=["ids behind the offset", "ids beyond the offset"])
 async def test_stream_without_its_tail_is_read_from_the_start(config, client, producer, ledger, first_id):
     async with running(config):

@@ -294,7 +294,11 @@ async def test_csv_export_equals_the_history(world):
         text = await answer.text()
         assert "secret" not in text
         assert text.startswith(",".join(COLUMNS) + "\r\n")
-        assert await lines_of(answer) == [{name: str(value) for name, value in entry.items()} for entry in history]
+        as_text = {True: "true", False: "false"}
+        assert await lines_of(answer) == [
+            {name: as_text[value] if isinstance(value, bool) else str(value) for name, value in entry.items()}
+            for entry in history
+        ]
     async with world.http.get(f"{FUND}/history.csv", params={"startAt": TS + 2, "endAt": TS + 2}) as answer:
         assert [line["entry"] for line in await lines_of(answer)] == ["2"]
     async with world.http.head(f"{FUND}/history.csv") as answer:

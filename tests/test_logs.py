@@ -16,6 +16,7 @@ import asyncpg
 import msgspec
 import pytest
 import structlog
+import takeovers
 from commands import environment_of, program
 from conftest import with_section
 from escalations import BEGINNING, LISTING, SYMBOL, TS, ended, executed, mark, position, shortfall
@@ -33,9 +34,10 @@ from fundsvc.api.http.server import serve
 from fundsvc.config.settings import LogConfig
 from fundsvc.core.batch import Offset
 from fundsvc.core.events import Reason, Rejected
+from fundsvc.core.fund.inventory import Outcome
 from fundsvc.core.partition import Partition
 from fundsvc.logs import configure_logs, exception_text
-from fundsvc.logs.batches import Course, Orders, Rejections
+from fundsvc.logs.batches import Course, Orders, Outcomes, Rejections
 from fundsvc.logs.faults import REPEAT_SECONDS, Outage, ThrottledFaults
 from fundsvc.metrics import Metrics
 from fundsvc.store.database import StoreFault
@@ -59,6 +61,10 @@ def documented():
         keys = keys if columns == "the same" else set(re.findall(r"`(\w+)`", columns))
         found |= dict.fromkeys(re.findall(r"`([^`]+)`", events), (level, keys))
     return found
+
+
+KINDS = {"adl order ": Course, "takeover ": Outcome}
+"""The beginnings of events whose last words are a kind."""
 
 
 def in_source():
@@ -86,7 +92,7 @@ def events_of(argument):
         return [argument.value]
     if isinstance(argument, ast.JoinedStr) and isinstance(argument.values[0], ast.Constant):
         first = argument.values[0].value
-        return [first + course for course in get_args(Course)] if first == "adl order " else []
+        return [first + kind.replace("_", " ") for kind in get_args(KINDS[first])] if first in KINDS else []
     return []
 
 
@@ -247,6 +253,56 @@ def test_equal_orders_of_one_batch_are_one_line(logged):
     (line,) = logged.lines()
     assert (line["event"], line["count"], line["adl"], line["entry"]) == ("adl order opened", 5000, 1, 1)
     assert line["stream_id"] == "5-0"
+
+
+def test_outcomes_of_takeovers_in_a_storm_are_one_line_each(logged, monkeypatch):
+    now = 1000.0
+    monkeypatch.setattr("fundsvc.logs.batches.time.monotonic", lambda: now)
+    beginning = [takeovers.LISTING, takeovers.FUNDED, takeovers.mark(50)]
+    outcomes = Outcomes(structlog.get_logger())
+    outcomes.note(committed([*beginning, *(takeovers.takeover(seq, 2) for seq in range(2, 1002))]), Offset("5-0", 1))
+    later = [*beginning, takeovers.takeover(2, 6), takeovers.unwind(3, 2, 50), takeovers.unwind(4, 3, 50)]
+    for number in range(100):
+        outcomes.note(committed(later), Offset(f"{6 + number}-0", 1))
+    now += 10
+    outcomes.log_due()
+    outcomes.log_rest()
+    keys = "event", "count", "lots", "stream_id"
+    assert [tuple(line[key] for key in keys) for line in logged.lines()] == [
+        ("takeover accepted", 1000, 2000, "5-0"),
+        ("takeover unwound", 2, 5, "6-0"),
+        ("takeover accepted", 100, 600, "6-0"),
+        ("takeover unwound", 198, 495, "7-0"),
+    ]
+
+
+async def test_each_outcome_of_a_takeover_is_logged(quick, producer, logged):
+    short = msgspec.structs.replace(takeovers.SHORT, lots=-3)
+    async with running(quick):
+        await producer.append([takeovers.LISTING, fill(takeovers.SYMBOL, 1, 30), takeovers.mark(45), short])
+        await producer.append([takeovers.takeover(2, 10)])
+        await eventually(lambda: logged.lines("adl order opened"))
+        await producer.append([takeovers.executed(3, 1, 3), *(takeovers.ended(seq, 1) for seq in (4, 5, 6, 7))])
+        await eventually(lambda: logged.lines("takeover forced"))
+        relieving = takeovers.SHORT, msgspec.structs.replace(takeovers.mark(40), ts=takeovers.TS + 60_000)
+        await producer.append([*relieving, takeovers.unwind(8, 1, 45), takeovers.takeover(9, 1, 40)])
+        await eventually(lambda: len(logged.lines("adl order opened")) == 2)
+        relief = logged.lines("adl order opened")[1]
+        await producer.append([takeovers.executed(10, relief["adl"], relief["lots"])])
+        await eventually(lambda: logged.lines("takeover relieved"))
+    check_documented(logged.lines())
+    lines = {line["event"]: (line["level"], line["lots"]) for line in logged.lines() if line["event"].startswith("takeover ")}
+    assert lines == {
+        "takeover accepted in part": ("warning", 6),
+        "takeover deleveraged": ("info", 3),
+        "takeover forced": ("error", 1),
+        "takeover unwound": ("info", 1),
+        "takeover accepted": ("info", 1),
+        "takeover relieved": ("info", relief["lots"]),
+    }
+    assert {line["origin"] for line in logged.lines("adl order opened")} == {"takeover", "inventory"}
+    assert logged.lines("adl order returned")
+    assert not [line for line in logged.lines() if ACCOUNTS.search(json.dumps(line))]
 
 
 def rejected(number, reason):

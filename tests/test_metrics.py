@@ -5,10 +5,12 @@ import re
 import time
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import get_args
 
 import aiohttp
 import msgspec
 import pytest
+import takeovers
 from commands import program
 from conftest import with_section
 from escalations import BEGINNING, SYMBOL, allocated, ended, executed, shortfall, written_records
@@ -23,6 +25,7 @@ from fundsvc.app import http_side
 from fundsvc.core.adl.order import AdlOrder
 from fundsvc.core.batch import Durations
 from fundsvc.core.contracts import Contract
+from fundsvc.core.fund.inventory import Outcome
 from fundsvc.core.fund.settlement import Fund, FundState
 from fundsvc.core.partition import Partition
 from fundsvc.engine.engine import Engine
@@ -85,11 +88,13 @@ async def process(config):
 
 @pytest.fixture
 async def busy(process):
-    """A process that has shown every metric: fills of all kinds, orders, duplicates, rejections."""
+    """A process that has shown every metric: fills of all kinds, orders, an inventory, duplicates, rejections."""
     await process.send(*BEGINNING, fill(SYMBOL, 1, 3), fill(SYMBOL, 1, 3), fill("NOSUCH", 1, 1))
     await process.send(shortfall(2), executed(3, 1, "secret-anna", 10), shortfall(4), ended(5, 1))
-    await process.settled(3)
+    await process.send(takeovers.LISTING, takeovers.mark(50), takeovers.takeover(1, 10))
+    await process.settled(4)
     await eventually(lambda: process.sum("audit_success", symbol=SYMBOL))
+    await eventually(lambda: process.sum("inventory_oldest_timestamp_seconds"))
     return process
 
 
@@ -158,6 +163,85 @@ async def test_refund_is_counted(process, service_connection):
     assert process.sum("refunded_total") == process.sum("adl_overshoot_total") == int(moved["refunded"]) / ATOMS
     assert process.sum("credited_total") == int(moved["credited"]) / ATOMS
     assert process.sum("adl_seconds_count") == 1
+
+
+HELD = {"symbol": takeovers.SYMBOL}
+GAUGES = ("inventory_lots", "equity", "unrealised_pnl", "inventory_oldest_timestamp_seconds", "inventory_open_orders")
+
+
+def outcomes(process):
+    """Returns the number of each outcome of takeovers and its lots; without those that did not occur."""
+    names = get_args(Outcome)
+    numbers = {name: process.sum("takeover_outcomes_total", outcome=name, **HELD) for name in names}
+    return {name: (number, process.sum("takeover_lots_total", outcome=name)) for name, number in numbers.items() if number}
+
+
+async def test_inventory_of_the_worked_case_is_shown_until_it_is_empty(process):
+    taken = takeovers.takeover(2, 10, ts=takeovers.TS - 5000)
+    beginning = [takeovers.LISTING, takeovers.FUNDED, takeovers.mark(45), takeovers.SHORT]
+    await process.send(listing("AAA"), fill("AAA", 1, 5), *beginning, taken)
+    await eventually(lambda: process.sum("equity") == 50)
+    assert process.sum("inventory_lots", side="long", **HELD) == process.sum("inventory_lots") == 10
+    assert process.sum("unrealised_pnl", currency="USDT", **HELD) == -50
+    assert process.sum("inventory_oldest_timestamp_seconds", **HELD) == takeovers.TS / 1000 - 5
+    await process.send(takeovers.mark(38))
+    await eventually(lambda: process.sum("inventory_open_orders", **HELD) == 1 and process.sum("equity") == -20)
+    assert process.sum("inventory_unrelieved") == 0
+    await process.send(takeovers.executed(3, 1, 3))
+    await eventually(lambda: process.sum("equity") == 16)
+    assert (process.sum("inventory_lots"), process.sum("inventory_open_orders")) == (7, 0)
+    await process.send(takeovers.unwind(4, 5, 40))
+    await eventually(lambda: process.sum("equity") == 50 - 24)
+    await process.send(takeovers.unwind(5, 2, 55))
+    await eventually(lambda: process.sum("balance", **HELD) == 60)
+    text = await process.text()
+    assert not [name for name in (*GAUGES, "inventory_unrelieved") if f"fundsvc_{name}{{" in text]
+    assert outcomes(process) == {"accepted": (1, 10), "relieved": (1, 3), "unwound": (2, 7)}
+    assert 'fundsvc_takeover_lots_total{symbol="AAA"' not in text
+
+
+async def test_rest_of_a_takeover_is_deleveraged_and_forced(process):
+    short = msgspec.structs.replace(takeovers.SHORT, lots=-3)
+    funded = fill(takeovers.SYMBOL, 1, 30)
+    await process.send(takeovers.LISTING, funded, takeovers.mark(45), short, takeovers.takeover(2, 10))
+    await eventually(lambda: process.sum("inventory_lots") == 6)
+    await process.send(takeovers.executed(3, 1, 3), *(takeovers.ended(seq, 1) for seq in (4, 5, 6, 7)))
+    await eventually(lambda: process.sum("inventory_lots") == 7)
+    assert outcomes(process) == {"accepted_in_part": (1, 6), "deleveraged": (1, 3), "forced": (1, 1)}
+    assert process.sum("adl_orders_total", state="returned") == 1
+
+
+@pytest.mark.parametrize("side", ["sell", "buy"])
+async def test_inventory_without_candidates_for_relief_is_shown(process, side):
+    worse, better = (38, 50) if side == "sell" else (62, 50)
+    taken = takeovers.takeover(2, 10, side=side)
+    await process.send(takeovers.LISTING, takeovers.FUNDED, takeovers.mark(50), taken, takeovers.mark(worse))
+    await eventually(lambda: process.sum("inventory_unrelieved", **HELD) == 1)
+    assert process.sum("equity") == -20
+    await process.send(takeovers.mark(better))
+    await eventually(lambda: process.sum("inventory_unrelieved", **HELD) == 0 and process.sum("equity") == 100)
+
+
+async def test_inventory_without_a_mark_has_no_equity(process):
+    await process.send(takeovers.LISTING, takeovers.takeover(1, 10))
+    await eventually(lambda: process.sum("inventory_oldest_timestamp_seconds") > 0)
+    text = await process.text()
+    assert "fundsvc_equity{" not in text
+    assert "fundsvc_unrealised_pnl{" not in text
+    assert process.sum("inventory_unrelieved") == 0
+
+
+async def test_restart_shows_the_inventory_and_counts_outcomes_from_zero(config):
+    events = [takeovers.LISTING, takeovers.FUNDED, takeovers.mark(45), takeovers.SHORT, takeovers.takeover(2, 10)]
+    async with running(config) as process:
+        await process.send(*events, takeovers.mark(38))
+        await eventually(lambda: process.sum("inventory_open_orders") == 1 and process.sum("equity") == -20)
+        shown = {name: process.sum(name) for name in GAUGES}
+    async with running(config) as process:
+        await eventually(lambda: {name: process.sum(name) for name in GAUGES} == shown)
+        assert outcomes(process) == {}
+        await process.send(takeovers.executed(3, 1, 3))
+        await eventually(lambda: outcomes(process) == {"relieved": (1, 3)})
 
 
 async def test_restart_shows_the_balance_and_counts_from_zero(config):

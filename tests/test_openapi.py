@@ -16,6 +16,7 @@ from test_adl_api import config, world_of  # noqa: F401 - a fixture
 from tokens import bearer, signed
 
 from fundsvc.api.http.application import make_app
+from fundsvc.core.events import Takeover
 
 EXAMPLES = Path(__file__).parent.parent / "fundsvc" / "api" / "docs" / "examples.json"
 
@@ -39,11 +40,12 @@ HISTORY = [
                 executed(3, 1, "secret-anna", 40),
                 shortfall(4, 30, 39050),
                 mark(39010),
+                Takeover(SYMBOL, 5, "sell", 10, "39000", TS, "trade-5", account="secret-long"),
             )
         )
     ),
 ]
-"""A surplus, a shortfall that the fund pays in part, a partly executed order, and another surplus."""
+"""A surplus, a shortfall that the fund pays in part, a partly executed order, another surplus, and a takeover."""
 
 CALLERS = {"engine": {}, "trader": {"account": "secret-anna"}}
 """The claims of the tokens that the examples use, by role."""

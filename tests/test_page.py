@@ -23,7 +23,7 @@ from tokens import signed, with_secret
 
 from fundsvc.api import valuation_inputs
 from fundsvc.core.contracts import contract_of
-from fundsvc.core.events import AdlFill, Fill, Mark, Position, Rate
+from fundsvc.core.events import AdlFill, Fill, Mark, Position, Rate, Takeover, Unwind
 from fundsvc.core.fund.fullness import Target, TargetPolicy
 from fundsvc.core.fund.target_sizing import Deficits, size_by_deficits
 from fundsvc.store.database import open_pool
@@ -569,6 +569,64 @@ async def test_adl_order_shows_needed_and_taken_amounts(open_window, producer, u
         await order.get_by_role("link", name="cause: entry 1").click()
         await expect(page.get_by_role("dialog")).to_contain_text("ADL 1")
         await expect(page.get_by_role("dialog")).to_contain_text((await fund_of(url, SYMBOL))["head"])
+
+
+@needs_browser
+async def test_inventory_is_shown_beside_the_balance_and_follows_marks_and_adl(open_window, producer, url):
+    ts = time.time_ns() // 1_000_000 - 7_200_000
+    await producer.append([listing("AAA"), any_fill("AAA", 1, 100, ts), Mark("AAA", "45", ts)])
+    await settled(url, "AAA", 1)
+    async with open_window() as window:
+        page = window.page
+        panel, header = page.locator(".inventory"), page.locator("header.contract")
+
+        def fact(name):
+            return header.get_by_text(name, exact=True).locator("+ dd")
+
+        await window.go("#/contract/AAA")
+        await window.connection("live")
+        await expect(page.get_by_role("link", name="Entry 1", exact=True)).to_be_visible()
+        await expect(panel).to_be_hidden()
+
+        await producer.append([Takeover("AAA", 2, "sell", 10, "50", ts, account="secret-long")])
+        await expect(fact("Equity")).to_have_text("50 USDT")
+        await expect(fact("Unrealised PnL")).to_have_text("-50 USDT")
+        await expect(panel.locator("section, p", has_text="equity")).to_contain_text("equity 50 USDT · unrealised -50 USDT")
+        sides = panel.get_by_role("region", name="Sides of the inventory").locator("tbody tr")
+        assert [await sides.locator("td").all_text_contents()] == [["long", "10", "50", "1", "2 h"]]
+        tranches = panel.get_by_role("region", name="Tranches").locator("tbody tr")
+        await expect(tranches).to_have_count(1)
+        assert await tranches.locator("td").all_text_contents() == ["2", "long", "10", "0", "50", "-50", "2 h", ""]
+
+        await producer.append([Position("AAA", "secret-short", -100, "60", "1000", ts), Mark("AAA", "38", ts + 1)])
+        await expect(fact("Equity")).to_have_text("-20 USDT")
+        await expect(tranches.locator("td").nth(3)).to_have_text("3")
+        order = page.locator(".order")
+        await expect(order).to_contain_text("inventory too heavy")
+        await expect(order.get_by_role("link", name="closes lots of entry 2")).to_be_visible()
+        await expect(order.get_by_role("img").first).to_have_attribute("aria-label", "taken 0 of needed 3 lots")
+
+        await producer.append([AdlFill("AAA", 3, 1, "secret-short", 3, ts)])
+        await expect(fact("Equity")).to_have_text("16 USDT")
+        closed = panel.get_by_role("region", name="Lots closed by ADL").locator("tbody tr")
+        await expect(closed).to_have_count(1)
+        cells = await closed.locator("td").all_text_contents()
+        assert (cells[0], cells[2:]) == ("3", ["ADL 1", "3", "50", "2"])
+        await expect(page.locator(".entries tbody tr").first).to_contain_text("ADL order 1, 3 lots at 50, of entry 2")
+        await expect(tranches.locator("td").nth(2)).to_have_text("7")
+
+        await producer.append([Unwind("AAA", 4, "sell", 5, "40", ts), Takeover("AAA", 5, "sell", LARGE_LOTS, "38", ts)])
+        await expect(page.locator(".entries tbody tr").nth(1)).to_contain_text("unwind: sell 5 at 40, of entry 2 at 50")
+        await expect(sides.locator("td").nth(1)).to_have_text(str(LARGE_LOTS + 2))
+        await expect(tranches).to_have_count(2)
+        await page.reload()
+        await expect(sides.locator("td").nth(1)).to_have_text(str(LARGE_LOTS + 2))
+        await expect(closed).to_have_count(1)
+        await window.go("#/contract/AAA/entry/3")
+        await expect(page.get_by_role("dialog").locator("dt", has_text="Closes lots of").locator("+ dd")).to_have_text(
+            "entry 2"
+        )
+        assert "secret" not in await page.content()
 
 
 def dry(seq):

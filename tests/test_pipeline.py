@@ -18,7 +18,7 @@ from msgspec.structs import replace
 from fundsvc.concurrency.exclusive import Exclusive
 from fundsvc.core.adl.book_parts import BookPart
 from fundsvc.core.adl.order import AdlOrder, RoundProgress
-from fundsvc.core.adl.records import terms_of
+from fundsvc.core.adl.records import order_of, terms_of
 from fundsvc.core.batch import Batch, BookState, EventPlace, Offset, StoredBook
 from fundsvc.core.events import (
     AdlAck,
@@ -33,11 +33,22 @@ from fundsvc.core.events import (
     Reason,
     Rejection,
     Snapshot,
+    Takeover,
+    Unwind,
 )
 from fundsvc.core.fund.settlement import Fund
 from fundsvc.core.partition import Partition
 from fundsvc.core.policy import DrawdownGuard, Policy
-from fundsvc.core.sequences import Applied, Facts, content_of_end, content_of_entry, content_of_execution
+from fundsvc.core.sequences import (
+    Applied,
+    Facts,
+    WithoutIds,
+    content_of_end,
+    content_of_entry,
+    content_of_execution,
+    content_of_takeover,
+    content_of_unwind,
+)
 from fundsvc.engine.pipeline import EVENTS_PER_BATCH_MAX, BatchBound, Pipeline, Reading
 from fundsvc.readmodel.book_recovery import BookRecovery
 from fundsvc.store.rows import copy_rows
@@ -47,6 +58,7 @@ SEEDS = 400
 ROWS_MAX = 7
 MESSAGES_PER_READ = 10
 EVENTS_PER_MESSAGE_MAX = 4
+SIDES = ("sell", "sell", "sell", "buy")
 ACCOUNTS = [f"account-{number}" for number in range(12)]
 GUARDED = Policy(drawdown_guard=DrawdownGuard(start=0.3, stop=0.1), eligible="all")
 
@@ -124,6 +136,7 @@ class FakeLedger:
         self.entries, self.hashes, self.records, self.rounds, self.policies = [], [], [], [], []
         self.orders, self.listings, self.funds, self.suspended, self.rates, self.books = {}, {}, {}, {}, {}, {}
         self.rejected, self.settled, self.settled_by = {}, {}, {}
+        self.tranches, self.holdings = {}, {}
         self.offset = Offset("0-0", 0)
         self.inside = 0
         self._policy = policy or Policy()
@@ -135,8 +148,13 @@ class FakeLedger:
         funds = []
         for symbol, contract in self.listings.items():
             suspended = self.suspended.get(symbol, False)
-            funds.append(Fund(contract, self.funds[symbol], policy_of(symbol), suspended=suspended))
-        return Partition(0, 1, funds, {"USDT": 8}, 10, lambda _: self._policy, policies=self.policies)
+            fund = Fund(contract, self.funds[symbol], policy_of(symbol), suspended=suspended)
+            holdings = [row for row in self.holdings.values() if row.symbol == symbol]
+            if holdings:
+                fund.restore_inventory([row for row in self.tranches.values() if row.symbol == symbol], holdings)
+            funds.append(fund)
+        rates = self.rates.values()
+        return Partition(0, 1, funds, {"USDT": 8}, 10, lambda _: self._policy, policies=self.policies, rates=rates)
 
     async def load_all(self, messages):
         """The partition as a session loads it: with its books up to the offset, and its open orders."""
@@ -155,7 +173,7 @@ class FakeLedger:
     def _kept(self, symbol):
         last_id, state = self.books.get(symbol, ("0-0", BookState(symbol, 0, None, 0, 0, None, 0)))
         parts = map(partial(msgspec.msgpack.decode, type=BookPart), state.parts) if state.parts else None
-        return StoredBook(symbol, last_id, state.seq, state.mark, state.mark_ts, state.mark_seq, parts)
+        return StoredBook(symbol, last_id, state.seq, state.mark, state.mark_ts, state.mark_seq, parts, state.mark_ts_max)
 
     def _reopened(self, state):
         order = AdlOrder(**{name: value for name, value in state._asdict().items() if name != "recovered"})
@@ -171,8 +189,8 @@ class FakeLedger:
 
     def contents(self):
         """Everything that is stored, except the books: when these are saved depends on the batches."""
-        ledger = "offset entries hashes orders records rounds policies listings funds suspended rates"
-        return {name: getattr(self, name) for name in (*ledger.split(), "rejected", "settled", "settled_by")}
+        ledger = "offset entries hashes orders records rounds policies listings funds suspended rates tranches"
+        return {name: getattr(self, name) for name in (*ledger.split(), "holdings", "rejected", "settled", "settled_by")}
 
     async def is_open(self, stream_id, position):
         key = stream_id, position
@@ -192,16 +210,42 @@ class FakeLedger:
     def _facts(self, keys):
         applied = {}
         for entry in self.entries:
-            is_of_order = entry.kind in ("refund", "cover")
-            applied.setdefault((entry.symbol, entry.seq), Applied.UNVERIFIED if is_of_order else content_of_entry(entry))
+            key = entry.symbol, entry.seq
+            if entry.kind in ("refund", "cover", "deleverage") or entry.forced:
+                applied.setdefault(key, Applied.UNVERIFIED)
+            elif entry.kind == "takeover" or entry.closes:
+                applied[key] = self._content_of_lots(entry)
+            else:
+                applied[key] = content_of_entry(entry)
         for record in (one.record for one in self.records):
             key = record.symbol, record.seq
             if record.kind == "execution":
                 applied[key] = content_of_execution(record.adl, record.account, record.lots, record.ts)
-            elif record.kind in ("round", "end") and not isinstance(applied.get(key), int):
+            elif record.kind == "order" and record.seq and not isinstance(applied.get(key), int):
+                order = order_of(record.body)
+                if order.origin == "takeover":
+                    side = "sell" if order.reduce == "short" else "buy"
+                    applied[key] = WithoutIds(
+                        content_of_takeover(side, order.lots, order.price, "", "", order.account, record.ts)
+                    )
+            elif record.kind in ("round", "end") and not isinstance(applied.get(key), int | WithoutIds):
                 applied[key] = content_of_end(record.adl, record.ts)
         refused = [event.identity[2] for event in self.rejected.values() if event.identity]
         return Facts({key: applied.get(key, Applied.NEVER) for key in keys}, refused)
+
+    def _content_of_lots(self, entry):
+        """The content of the takeover or unwind of an entry."""
+        if entry.closes:
+            pieces = [one for one in self.entries if (one.symbol, one.seq) == (entry.symbol, entry.seq) and one.closes]
+            lots = sum(one.lots for one in pieces if one.kind != "deleverage")
+            return content_of_unwind(entry.side, lots, entry.price, entry.trade_id, entry.order_id, entry.ts)
+        rest = sum(
+            one.lots
+            for one in self.orders.values()
+            if (one.symbol, one.cause, one.origin) == (entry.symbol, entry.entry, "takeover")
+        )
+        ids = entry.trade_id, entry.order_id, entry.account
+        return content_of_takeover(entry.side, entry.lots + rest, entry.price, *ids, entry.ts)
 
     def prepare(self, batch):
         """Keeps the entries as they are."""
@@ -225,6 +269,11 @@ class FakeLedger:
         self.suspended |= batch.suspensions
         self.listings |= {symbol: contract for symbol, (contract, _) in batch.listings.items()}
         self.funds |= {state.symbol: state for state in batch.funds}
+        for row in batch.tranches:
+            self.tranches[row.symbol, row.entry] = row
+            if not row.lots:
+                del self.tranches[row.symbol, row.entry]
+        self.holdings |= {(row.symbol, row.side): row for row in batch.holdings}
         for book in batch.books:
             _, known = self.books.get(book.symbol, (None, None))
             self.books[book.symbol] = after.last_id, book if book.parts or not known else book._replace(parts=known.parts)
@@ -353,11 +402,12 @@ class Story:
 
     def _event(self, number):
         symbol = self._dice.choice(list(self._sequences))
-        match self._dice.choices(range(6), (45, 12, 8, 25, 4, 2))[0]:
+        ts = TS + number * 10_000
+        match self._dice.choices(range(8), (40, 12, 12, 22, 4, 2, 10, 8))[0]:
             case 1:
                 event = self._position(symbol, self._dice.choice(ACCOUNTS))
             case 2:
-                event = Mark(symbol, str(self._dice.randint(900, 1100)), TS + number)
+                event = Mark(symbol, str(self._dice.randint(900, 1100)), ts)
             case 3 if orders := self._open_orders():
                 event = self._adl_event(self._dice.choice(orders), number)
             case 4:
@@ -365,6 +415,12 @@ class Story:
             case 5:
                 self._policies += 1
                 event = PolicyChange(self._policies, GUARDED, {"AAA": Policy(allocation="pro_rata")}, TS + number)
+            case 6:
+                lots, price, side = self._dice.randint(1, 20), self._dice.randint(950, 1050), self._dice.choice(SIDES)
+                event = Takeover(symbol, self._seq(symbol), side, lots, str(price), ts, account=ACCOUNTS[0])
+            case 7:
+                lots, price, side = self._dice.randint(1, 30), self._dice.randint(950, 1050), self._dice.choice(SIDES)
+                event = Unwind(symbol, self._seq(symbol), side, lots, str(price), ts)
             case _:
                 event = self._fill(symbol)
         self._sent.append(event)
@@ -407,7 +463,7 @@ class Story:
 
 
 def memory_of(partition):
-    """All that a partition has in memory beside its funds: books with their ranks, and open orders with their allocations."""
+    """All that a partition has in memory: funds, inventories, books with their ranks, open orders with their allocations."""
     return {
         "books": {contract.symbol: book_of(book) for contract, book in partition.books() if book.mark or book.open},
         "orders": [
@@ -417,13 +473,22 @@ def memory_of(partition):
             if (order := partition.open_order(fund.contract.symbol, adl))
         ],
         "funds": [(fund.state(), fund.open_in_adl, fund.policy, fund.suspended) for fund in partition.funds()],
+        "inventories": [inventory_of(fund.inventory) for fund in partition.funds() if fund.inventory],
         "policies": partition.policy_version,
     }
 
 
+def inventory_of(inventory):
+    tranches = [
+        [(one.entry, one.lots, one.price, one.ts, one.forced, one.promised) for one in side.tranches.values()]
+        for side in inventory.sides()
+    ]
+    return inventory.states(), tranches, inventory.mark, inventory.unrealised, inventory.free_worth
+
+
 def book_of(book):
     positions = {account: [_position(book, name, row) for name, row in book.positions(account)] for account in ACCOUNTS}
-    return book.mark, book.mark_ts, book.stale, positions, ranks(book) if book.mark else None
+    return book.mark, book.mark_ts, book.mark_ts_max, book.stale, positions, ranks(book) if book.mark else None
 
 
 def _position(book, name, row):
@@ -432,6 +497,7 @@ def _position(book, name, row):
 
 async def test_any_schedule_of_crashes_gives_the_undisturbed_ledger_and_memory():
     seen = dict.fromkeys(("replayed", "inside", "orders", "executions", "rounds", "done", "guards", "rates", "policies"), 0)
+    seen |= dict.fromkeys(("takeovers", "unwinds", "forced", "deleveraged", "relieved", "unwound"), 0)
     for seed in range(SEEDS):
         messages = Story(random.Random(seed)).write()
         undisturbed, memory = await settle(messages, policy=GUARDED)
@@ -442,8 +508,9 @@ async def test_any_schedule_of_crashes_gives_the_undisturbed_ledger_and_memory()
         assert memory_of(await disturbed.load_all(messages)) == memory_of(memory), f"seed {seed}"
         numbers = [(entry.symbol, entry.entry) for entry in disturbed.entries]
         assert len(set(numbers)) == len(numbers), f"seed {seed}"
-        fills = [(entry.symbol, entry.seq) for entry in disturbed.entries if entry.kind not in ("refund", "cover")]
-        assert len(set(fills)) == len(fills), f"seed {seed}: a fill was settled twice"
+        of_events = [entry for entry in disturbed.entries if entry.kind not in ("refund", "cover", "deleverage")]
+        fills = [(entry.symbol, entry.seq, entry.closes) for entry in of_events if not entry.forced]
+        assert len(set(fills)) == len(fills), f"seed {seed}: an event was settled twice"
         kinds = [one.record.kind for one in disturbed.records]
         seen["replayed"] += sum(entry is not None for entry in disturbed.settled.values())
         seen["inside"] += disturbed.inside
@@ -454,6 +521,13 @@ async def test_any_schedule_of_crashes_gives_the_undisturbed_ledger_and_memory()
         seen["guards"] += sum(state.guard is not None for state in disturbed.funds.values())
         seen["rates"] += len(disturbed.rates)
         seen["policies"] += len(disturbed.policies)
+        lots = [(entry.kind, bool(entry.closes), entry.forced) for entry in disturbed.entries]
+        seen["takeovers"] += lots.count(("takeover", False, False))
+        seen["forced"] += lots.count(("takeover", False, True))
+        seen["unwinds"] += sum(closes and kind != "deleverage" for kind, closes, _ in lots)
+        seen["deleveraged"] += sum(kind == "deleverage" for kind, *_ in lots)
+        seen["relieved"] += sum(state.origin == "inventory" for state in disturbed.orders.values())
+        seen["unwound"] += sum(state.unwound > 0 for state in disturbed.orders.values())
     assert min(seen.values()) > SEEDS / 10, seen
 
 

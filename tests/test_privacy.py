@@ -294,4 +294,4 @@ async def test_engine_without_the_ledger_secret_halts_a_sealed_ledger(config_wit
             return await connection.fetchval("SELECT halted FROM partitions")
 
         await eventually(reason)
-        assert "has no ledger.secret" in await reason()
+        assert "ledger.secret is not set" in await reason()

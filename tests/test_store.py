@@ -13,7 +13,7 @@ from ledgers import fill, listing
 
 import fundsvc
 from fundsvc.core.adl.book_parts import ROWS_PER_PART, BookPart, SidePart
-from fundsvc.core.batch import BookState, Offset, RateState
+from fundsvc.core.batch import BookState, Offset, RateState, StoredBook
 from fundsvc.core.events import Rate, Reason, Rejected
 from fundsvc.core.fund.chain import GENESIS, Entry
 from fundsvc.core.fund.settlement import FundState
@@ -650,7 +650,7 @@ async def test_book_is_loaded_as_last_saved(config, writer, owner_connection, si
     await writer.commit(keep(*parts), NEXT, Offset("2-0", 2))
     await writer.commit(keep(), Offset("2-0", 2), Offset("3-0", 3))
     loaded, found = await kept(config, owner_connection)
-    assert loaded._replace(book=None)[:6] == ("ABC", "3-0", 5, 6, 7, 8)
+    assert loaded._replace(book=None) == StoredBook("ABC", "3-0", 5, 6, 7, 8, None, 0)
     assert found == parts
     assert await owner_connection.fetchval("SELECT count(*) FROM book_parts") == (len(sizes) if len(sizes) > 1 else 0)
 

@@ -8,6 +8,7 @@ import itertools
 import json
 
 import pytest
+from inventories import HELD, INVENTORY
 from ledgers import fill, listing, owned
 
 from fundsvc.cli.tools.audit import audit_contract
@@ -22,6 +23,7 @@ POLICY = Policy(drawdown_guard=DrawdownGuard(minimum_balance=1000))
 TABLES_THAT_DECIDE_NOTHING = {
     "alembic_version": "the version of the schema",
     "audit_progress": "how far audits have come: an altered checkpoint is found by the next full walk (test_audit_loop)",
+    "audit_tranches": "the tranches at these checkpoints",
     "books": "positions and marks of the matching engine: ADL records seal the allocations",
     "book_parts": "positions, as in books",
     "engines": "the running engines",
@@ -45,6 +47,7 @@ COLUMNS_THAT_DECIDE_NOTHING = {
     ("contracts", "suspended"): "whether events are refused: what was settled does not depend on it",
     ("contracts", "updated_at"): "our clock",
     ("entries", "recorded_at"): "our clock",
+    ("holdings", "returned_ts"): "when ADL is tried again: it moves no lots",
     ("funds", "commit"): "whether readers read the fund again",
     ("funds", "updated_at"): "our clock",
     ("policies", "recorded_at"): "our clock",
@@ -83,11 +86,16 @@ ALTERED = {
     ("contracts", "specification"): ["'{{}}'", "({0}::jsonb || '{{\"multiplier\": 2}}')::json"],
     ("policies", "body"): ["jsonb_set({0}::jsonb, '{{default,waterfall}}', '\"adl_then_fund\"')::json"],
     ("funds", "guard"): ["NULL", "'[true, []]'", "'[false, [[1, 1]]]'"],
-    ("entries", "kind"): [f"'{kind}'" for kind in ("surplus", "flat", "shortfall", "refund", "cover")],
+    ("entries", "kind"): [
+        f"'{kind}'" for kind in ("surplus", "flat", "shortfall", "refund", "cover", "takeover", "deleverage")
+    ],
     ("entries", "side"): ["CASE {0} WHEN 'buy' THEN 'sell' ELSE 'buy' END"],
-    ("adl_orders", "state"): [f"'{state}'" for state in ("open", "done", "uncovered")],
+    ("adl_orders", "state"): [f"'{state}'" for state in ("open", "done", "uncovered", "returned")],
+    ("adl_orders", "origin"): [f"'{origin}'" for origin in ("shortfall", "takeover", "inventory")],
     ("adl_orders", "reduce"): ["CASE {0} WHEN 'long' THEN 'short' ELSE 'long' END"],
-    ("adl_records", "kind"): [f"'{kind}'" for kind in ("order", "round", "part", "execution", "end")],
+    ("adl_records", "kind"): [f"'{kind}'" for kind in ("order", "round", "part", "execution", "unwind", "end")],
+    ("tranches", "side"): ["CASE {0} WHEN 'long' THEN 'short' ELSE 'long' END"],
+    ("holdings", "side"): ["CASE {0} WHEN 'long' THEN 'short' ELSE 'long' END", "'x'"],
 }
 """Other legal values of columns with a fixed set of values or with JSON."""
 
@@ -129,7 +137,7 @@ async def ledger(config, owner_connection):
         *(sold(40, 12, "90"), executed(41, "carl", 1, 4)),
     ]
     async with owned(config, recorded=Policies(1, POLICY, {})) as owner:
-        await owner.settle([listing(SYMBOL), *events, listing("XYZ"), fill("XYZ", 1, 5)])
+        await owner.settle([listing(SYMBOL), *events, listing("XYZ"), fill("XYZ", 1, 5), listing(HELD), *INVENTORY])
         await owner.settle_late(sold(30, 1, "101"))
     async with open_pool(config.database.dsn, 1) as pool:
         await condense(pool, 0)
@@ -163,9 +171,24 @@ async def differences(config):
 async def test_ledger_fixture_has_every_kind_of_row(ledger, owner_connection):
     assert await differences(ledger) == []
     kinds = {row["kind"] for row in await owner_connection.fetch("SELECT kind FROM entries UNION SELECT kind FROM adl_records")}
-    assert kinds == {"surplus", "flat", "shortfall", "refund", "cover", "order", "round", "execution", "end"}
-    states = {row["state"] for row in await owner_connection.fetch("SELECT state FROM adl_orders")}
-    assert states == {"open", "done", "uncovered"}
+    of_entries = {"surplus", "flat", "shortfall", "refund", "cover", "takeover", "deleverage"}
+    assert kinds == of_entries | {"order", "round", "execution", "unwind", "end"}
+    orders = {tuple(row) for row in await owner_connection.fetch("SELECT origin, state FROM adl_orders")}
+    assert orders == {
+        *(("shortfall", state) for state in ("open", "done", "uncovered")),
+        *((origin, state) for origin in ("takeover", "inventory") for state in ("open", "returned")),
+    }
+    pieces = {
+        tuple(row)
+        for row in await owner_connection.fetch("SELECT kind, closes > 0, forced FROM entries WHERE symbol = $1", HELD)
+    }
+    assert pieces > {
+        *((kind, True, False) for kind in ("surplus", "flat", "shortfall", "deleverage")),
+        *(("takeover", False, forced) for forced in (False, True)),
+        ("deleverage", False, False),
+    }
+    tranches = {row["side"] for row in await owner_connection.fetch("SELECT side FROM tranches")}
+    assert tranches == {"long", "short"}
 
 
 async def test_listed_exceptions_exist_in_the_schema(ledger, owner_connection):
@@ -197,13 +220,17 @@ def changes(table, column, kind):
 async def places(connection, table):
     """Returns one row of every kind, by its place in the stored copy of a table."""
     await connection.execute(f"DROP TABLE IF EXISTS kept; CREATE TEMP TABLE kept AS SELECT * FROM {table}")
-    by = {"entries": "kind", "adl_records": "kind", "adl_orders": "state"}.get(table, "ctid")
+    by = {
+        "entries": "symbol, kind, closes > 0, forced",
+        "adl_records": "symbol, kind",
+        "adl_orders": "symbol, state, origin, unwound > 0",
+    }.get(table, "ctid")
     rows = await connection.fetch(f"SELECT max(to_jsonb(k.*)::text) AS row FROM kept k WHERE {of_ours(table)} GROUP BY {by}")
     return [row["row"] for row in rows]
 
 
 def of_ours(table):
-    return {"rejected": "symbol IS NOT NULL", "policies": "partition = 0"}.get(table, f"symbol = '{SYMBOL}'")
+    return {"rejected": "symbol IS NOT NULL", "policies": "partition = 0"}.get(table, f"symbol IN ('{SYMBOL}', '{HELD}')")
 
 
 async def altered_row(connection, table, column, row, expression):

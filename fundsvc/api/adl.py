@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import msgspec
 from msgspec import UNSET
@@ -15,7 +16,15 @@ from fundsvc.api.adl_answers.positions import (
     position_answers,
     reduction_answer,
 )
-from fundsvc.api.adl_answers.preview import PreviewAnswer, preview_answer, trader_preview, whole_preview
+from fundsvc.api.adl_answers.preview import (
+    PreviewAnswer,
+    ShowOrder,
+    TakeoverPreviewAnswer,
+    preview_answer,
+    takeover_preview_answer,
+    trader_preview,
+    whole_preview,
+)
 from fundsvc.api.adl_answers.queue import QueueAnswer, queue_answer
 from fundsvc.api.answers import Page
 from fundsvc.api.http.access import ACCOUNT_READERS
@@ -25,16 +34,18 @@ from fundsvc.api.http.parameters import (
     AccountQuery,
     DeleveragedQuery,
     OrdersQuery,
+    Parameters,
     PreviewBody,
     PreviewPolicy,
     Query,
     RoundQuery,
+    TakeoverPreviewBody,
 )
 from fundsvc.api.http.slots import Slots
 from fundsvc.api.http.tokens import Caller
 from fundsvc.api.visibility import rough, visibility_of
 from fundsvc.core.adl.preview import RequestSize
-from fundsvc.core.events import Fill, Rejection
+from fundsvc.core.events import Fill, Rejection, Takeover
 from fundsvc.core.policy import Policy
 from fundsvc.readmodel.adl_books import AdlBooks, BookView
 from fundsvc.readmodel.ledger_tail import Tail
@@ -89,7 +100,7 @@ class AdlResources:
                 "/api/v1/adl/{symbol}/preview",
                 Query,
                 self.preview,
-                PreviewBody,
+                PreviewBody | TakeoverPreviewBody,
                 roles=ACCOUNT_READERS,
                 cost=self.preview_cost,
             ),
@@ -168,25 +179,38 @@ class AdlResources:
         shown = [numbered_reduction_answer(number, row, contracts[row.symbol]) for number, row in rows[: query.max_count]]
         return Page(data_list=shown, has_more=len(rows) > len(shown), as_of=as_of)
 
-    async def preview(self, _query: Query, symbol: str, body: PreviewBody, caller: Caller) -> PreviewAnswer:
-        """The effect of a fill that is not settled. Shows risk all allocations, and traders their own and sums of the others.
+    async def preview(
+        self, _query: Query, symbol: str, body: PreviewBody | TakeoverPreviewBody, caller: Caller
+    ) -> PreviewAnswer | TakeoverPreviewAnswer:
+        """The effect of a fill or a takeover that is not settled. Shows risk all allocations, and traders their own and sums of
+        the others.
 
         No allocation names its account.
         """
         with self._previews.limited(caller.client, "previews", PREVIEW_RETRY_SECONDS):
             return await self._preview(symbol, body, caller)
 
-    async def _preview(self, symbol: str, body: PreviewBody, caller: Caller) -> PreviewAnswer:
+    async def _preview(
+        self, symbol: str, body: PreviewBody | TakeoverPreviewBody, caller: Caller
+    ) -> PreviewAnswer | TakeoverPreviewAnswer:
         found = await find_contract(self._reader, symbol)
         policy = _changed(self._policy_of(symbol), body.policy)
-        show = partial(whole_preview, allocations_max=ALLOCATIONS_MAX, accounts=False)
+        show: ShowOrder = partial(whole_preview, allocations_max=ALLOCATIONS_MAX, accounts=False)
         request_size: RequestSize = int
         if caller.role == "trader":
             show = partial(trader_preview, account=caller.account, k_min=self._k_min)
             request_size = rough
-        answer = partial(preview_answer, show=show)
+        of_contract = found.contract, found.partition, policy
         try:
-            return await self._books.preview(found.contract, found.partition, policy, _fill(symbol, body), answer, request_size)
+            if isinstance(body, TakeoverPreviewBody):
+                rate = (await self._reader.rates()).get(found.contract.settle_currency)
+                answer = partial(takeover_preview_answer, lots=body.lots, show=show)
+                takeover = Takeover(symbol, 1, body.side, body.lots, body.bankruptcy_price, _ts(body))
+                return await self._books.preview_takeover(
+                    *of_contract, takeover, rate.price if rate else None, answer, request_size
+                )
+            fill = Fill(symbol, 1, body.side, body.lots, body.price, body.bankruptcy_price, _ts(body))
+            return await self._books.preview(*of_contract, fill, partial(preview_answer, show=show), request_size)
         except Rejection as rejection:
             raise BadParameter(rejection.detail) from None
 
@@ -213,11 +237,15 @@ def _account(query: AccountQuery, caller: Caller) -> str:
     return account
 
 
-def _fill(symbol: str, body: PreviewBody) -> Fill:
-    ts = time.time_ns() // 1_000_000 if body.ts is UNSET else body.ts
-    return Fill(symbol, 1, body.side, body.lots, body.price, body.bankruptcy_price, ts)
+def _ts(body: PreviewBody | TakeoverPreviewBody) -> int:
+    return time.time_ns() // 1_000_000 if body.ts is UNSET else body.ts
 
 
 def _changed(policy: Policy, given: PreviewPolicy) -> Policy:
-    changes = {name: value for name in given.__struct_fields__ if (value := getattr(given, name)) is not UNSET}
-    return msgspec.structs.replace(policy, **changes)
+    takeover = msgspec.structs.replace(policy.takeover, **_given(given.takeover))
+    return msgspec.structs.replace(policy, **{**_given(given), "takeover": takeover})
+
+
+def _given(changes: Parameters) -> dict[str, Any]:
+    """Returns the fields that are set, by name."""
+    return {name: value for name in changes.__struct_fields__ if (value := getattr(changes, name)) is not UNSET}

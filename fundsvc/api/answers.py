@@ -15,6 +15,7 @@ from fundsvc.api.valuation import (
     base_currency,
     base_missing,
 )
+from fundsvc.core.adl.valuation import SideName
 from fundsvc.core.commitment import seal_parts
 from fundsvc.core.contracts import Contract
 from fundsvc.core.fund.chain import Kind
@@ -22,13 +23,15 @@ from fundsvc.core.fund.fullness import Target
 from fundsvc.core.fund.state import FundStateName, drawdown, guard_at, state_of
 from fundsvc.core.numbers import format_units
 from fundsvc.core.policy import Policy
+from fundsvc.readmodel.inventories import HeldInventory, HeldSide
 from fundsvc.store.reader import EntryRow, FundRow, Listed
 
 T = TypeVar("T")
 
 ContractAnswer = dict[str, msgspec.Raw | int | str | None]
-"""KuCoin's contract object with all fields as listed, plus partition, settleDecimals, priceDecimals, suspended, and the end of it: closed,
-closedAt and settlementPrice, which are null while it is open."""
+"""KuCoin's contract object with all fields as listed, plus partition, settleDecimals, priceDecimals, suspended, closed, closedAt
+and settlementPrice. The last two are null while the contract is open.
+"""
 
 _EPOCH = datetime.fromtimestamp(0, UTC)
 _MILLISECOND = timedelta(milliseconds=1)
@@ -43,6 +46,19 @@ class Envelope(Answer, Generic[T], frozen=True, kw_only=True):
 
     code: str = "200000"
     data: T
+
+
+class HeldSideAnswer(Answer, frozen=True):
+    """One side of a fund's inventory: its lots in `tranches`, the oldest from `oldestTs`.
+
+    `averagePrice` is the average of the bankruptcy prices weighted by lots, rounded down to the decimals of prices.
+    """
+
+    side: SideName
+    lots: int
+    average_price: str
+    tranches: int
+    oldest_ts: int
 
 
 class FundAnswer(Answer, frozen=True, kw_only=True):
@@ -61,6 +77,11 @@ class FundAnswer(Answer, frozen=True, kw_only=True):
     `leverageCap` is the recommended highest leverage. They are null without a target; `/target` explains it. `suspended` is
     true while the contract's terms are in doubt: its events are rejected with `terms_in_doubt`, and kept. `status` is that of
     KuCoin's object, null without one. `closed` is true for a closed contract: its events are rejected with `contract_closed`.
+
+    `inventory` are the positions that the fund took over and still holds: at most one element per side, none for a side without
+    lots. `unrealisedPnl` is their worth at the mark, each tranche rounded down, and `equity` is balance + unrealisedPnl; both
+    are null without a mark. They change with the mark, at most once a second. `equityDrawdown` is 1 - max(0, equity) / its
+    highest value of the drawdown guard's hours; null unless the guard watches the equity.
     """
 
     symbol: str
@@ -70,6 +91,9 @@ class FundAnswer(Answer, frozen=True, kw_only=True):
     balance_base: str | None
     base_currency: str | None
     outstanding: str
+    equity: str | None
+    unrealised_pnl: str | None
+    inventory: list[HeldSideAnswer]
     state: FundStateName
     entry: int
     seq: int
@@ -80,6 +104,7 @@ class FundAnswer(Answer, frozen=True, kw_only=True):
     change7d: str
     peak8h: str
     drawdown8h: float
+    equity_drawdown: float | None
     open_interest: int | None
     balance_to_open_interest: float | None
     target: str | None
@@ -97,6 +122,9 @@ class EntryAnswer(Answer, frozen=True):
 
     The hash covers `keyId` and `commitment` (hex) instead of the account, so anyone can recompute it. Both are "" in entries
     without an account and in entries from before the ledger secret, whose hash covers the account itself.
+
+    `closes` is the takeover entry whose tranche the entry closes lots of, else 0. `forced` is true for a takeover of lots that
+    ADL could not close.
     """
 
     symbol: str
@@ -118,6 +146,8 @@ class EntryAnswer(Answer, frozen=True):
     hash: str
     key_id: str
     commitment: str
+    closes: int
+    forced: bool
 
 
 class Page(Answer, Generic[T], frozen=True):
@@ -175,10 +205,18 @@ def _settlement_price(listed: Listed) -> str | None:
     return format_units(closing.price, listed.contract.price_decimals) if closing and closing.seq else None
 
 
-def fund_answer(fund: FundRow, policy: Policy, valuation: FundValuation, as_of: int) -> FundAnswer:
-    """Returns the answer for a fund, valued by `valuation`; `as_of` is in milliseconds."""
+def fund_answer(
+    fund: FundRow, policy: Policy, valuation: FundValuation, as_of: int, held: HeldInventory | None = None
+) -> FundAnswer:
+    """Returns the answer for a fund, valued by `valuation`; `as_of` is in milliseconds.
+
+    `held` is the inventory after the fund's last entry; None if it never had one.
+    """
     decimals, past, target = fund.settle_decimals, valuation.past, valuation.target
     peak = max(past.peak, fund.balance)
+    unrealised = _unrealised(valuation, held)
+    watched = _watched(fund, policy, unrealised)
+    guard = guard_at(time.time_ns() // 1_000_000, policy, decimals, fund.guard, watched)
     in_usdt, in_base = balance_usdt(fund, valuation), balance_base(fund, valuation)
     return FundAnswer(
         symbol=fund.symbol,
@@ -190,7 +228,10 @@ def fund_answer(fund: FundRow, policy: Policy, valuation: FundValuation, as_of: 
         balance_base_reason=base_missing(fund) if in_base is None else UNSET,
         base_currency=base_currency(fund),
         outstanding=format_units(fund.outstanding, decimals),
-        state=_state(fund, policy, target),
+        equity=None if unrealised is None else format_units(fund.balance + unrealised, decimals),
+        unrealised_pnl=None if unrealised is None else format_units(unrealised, decimals),
+        inventory=[_held_side(side, fund.contract) for side in held.sides] if held else [],
+        state=state_of(fund.balance, fund.outstanding, guard, target, escalated=fund.escalated, watched=watched),
         entry=fund.entry,
         seq=fund.seq,
         head=fund.head.hex(),
@@ -200,6 +241,7 @@ def fund_answer(fund: FundRow, policy: Policy, valuation: FundValuation, as_of: 
         change7d=format_units(fund.balance - past.week, decimals),
         peak8h=format_units(peak, decimals),
         drawdown8h=drawdown(fund.balance, peak),
+        equity_drawdown=drawdown(watched, guard.peak) if guard and guard.watches_equity else None,
         open_interest=valuation.open_interest,
         balance_to_open_interest=balance_to_open_interest(fund, valuation),
         target=target_size(target, decimals),
@@ -211,9 +253,22 @@ def fund_answer(fund: FundRow, policy: Policy, valuation: FundValuation, as_of: 
     )
 
 
-def _state(fund: FundRow, policy: Policy, target: Target | None) -> FundStateName:
-    guard = guard_at(time.time_ns() // 1_000_000, policy, fund.settle_decimals, fund.guard, fund.balance)
-    return state_of(fund.balance, fund.outstanding, guard, target, escalated=fund.escalated)
+def _unrealised(valuation: FundValuation, held: HeldInventory | None) -> int | None:
+    """Returns the worth of an inventory at its mark, None without one."""
+    if held is None or not held.sides:
+        return None if valuation.mark is None else 0
+    return None if held.mark is None else held.unrealised
+
+
+def _watched(fund: FundRow, policy: Policy, unrealised: int | None) -> int:
+    """Returns the amount that the drawdown guard of a policy watches: the balance, or the equity if it is above 0."""
+    guard = policy.drawdown_guard
+    return fund.balance if guard is None or guard.on == "balance" else max(0, fund.balance + (unrealised or 0))
+
+
+def _held_side(held: HeldSide, contract: Contract) -> HeldSideAnswer:
+    price = format_units(held.average_price, contract.price_decimals)
+    return HeldSideAnswer(held.side, held.lots, price, held.tranches, held.oldest_ts)
 
 
 def target_size(target: Target | None, decimals: int) -> str | None:
@@ -245,6 +300,8 @@ def entry_answer(entry: EntryRow, contract: Contract) -> EntryAnswer:
         hash=entry.hash.hex(),
         key_id=seal.key_id.hex(),
         commitment=seal.commitment.hex(),
+        closes=entry.closes,
+        forced=entry.forced,
     )
 
 

@@ -24,4 +24,9 @@ HEADER = _lines([[field.encode_name for field in msgspec.structs.fields(EntryAns
 
 def csv_rows(entries: Iterable[EntryAnswer]) -> bytes:
     """Returns one line per entry."""
-    return _lines(map(msgspec.structs.astuple, entries))
+    return _lines([_text(value) for value in msgspec.structs.astuple(entry)] for entry in entries)
+
+
+def _text(value: Any) -> Any:
+    """Returns a truth value as in JSON; any other value unchanged."""
+    return str(value).lower() if isinstance(value, bool) else value

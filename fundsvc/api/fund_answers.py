@@ -60,6 +60,8 @@ class FundAtAnswer(Answer, frozen=True):
 class EntryDetailAnswer(Answer, frozen=True):
     """An entry, the hash of the previous entry, which its own hash covers, and the ADL order that it caused.
 
+    `inventoryAdl` are the first hundred ADL orders that close lots of the tranche of a takeover entry.
+
     A token of the entry's account or of risk also receives `account` and `salt` (hex), which open the commitment: it is
     HMAC-SHA-256 of the account with the salt as key. Both are absent if the entry has no commitment, or if the service does
     not have the secret of the commitment.
@@ -68,6 +70,7 @@ class EntryDetailAnswer(Answer, frozen=True):
     entry: EntryAnswer
     previous_hash: str
     adl: OrderAnswer | None
+    inventory_adl: list[OrderAnswer]
     account: str | UnsetType = UNSET
     salt: str | UnsetType = UNSET
 

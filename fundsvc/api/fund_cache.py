@@ -15,6 +15,7 @@ from fundsvc.api.http.application import Encoded, Route, symbol_not_listed
 from fundsvc.api.http.fast_path import FastPath
 from fundsvc.api.http.middleware import Middleware
 from fundsvc.api.http.parameters import FundsQuery, Query
+from fundsvc.readmodel.inventories import HeldInventory
 from fundsvc.readmodel.ledger_tail import Tail
 from fundsvc.store.reader import FundRow
 
@@ -30,9 +31,10 @@ _DELIMITERS = frozenset("%?#")
 
 
 class _CachedFund(NamedTuple):
-    """The cached answer for a row of a fund, valid until a time of the monotonic clock."""
+    """The cached answer for a row of a fund and its inventory, valid until a time of the monotonic clock."""
 
     fund: FundRow
+    held: HeldInventory | None
     until: float
     data: msgspec.Raw
     answer: Encoded[FundAnswer]
@@ -40,6 +42,7 @@ class _CachedFund(NamedTuple):
 
 class _CachedList(NamedTuple):
     funds: Mapping[str, FundRow]
+    held: Mapping[str, HeldInventory]
     until: float
     answer: Encoded[list[FundAnswer]]
 
@@ -64,11 +67,11 @@ class FundCache:
         """The funds of all open contracts; with `closed`, those of closed contracts too."""
         self._tail.check()
         now, kept = self._clock(), self._lists.get(query.closed)
-        if kept is None or kept.funds is not self._tail.funds or now >= kept.until:
-            funds = self._tail.funds
+        funds, held = self._tail.funds, self._tail.held
+        if kept is None or kept.funds is not funds or kept.held is not held or now >= kept.until:
             shown = [self.data(symbol) for symbol, fund in funds.items() if query.closed or not fund.closed]
             answer: Encoded[list[FundAnswer]] = Encoded(_enveloped(shown))
-            kept = self._lists[query.closed] = _CachedList(funds, now + VALUATION_SECONDS, answer)
+            kept = self._lists[query.closed] = _CachedList(funds, held, now + VALUATION_SECONDS, answer)
         return kept.answer
 
     async def fund(self, _query: Query, symbol: str) -> Encoded[FundAnswer]:
@@ -102,10 +105,11 @@ class FundCache:
         return self._fresh(symbol).answer
 
     def _fresh(self, symbol: str) -> _CachedFund:
-        fund, now, kept = self._tail.funds[symbol], self._clock(), self._cached.get(symbol)
-        if kept is None or kept.fund is not fund or now >= kept.until:
+        fund, held = self._tail.funds[symbol], self._tail.held.get(symbol)
+        now, kept = self._clock(), self._cached.get(symbol)
+        if kept is None or kept.fund is not fund or kept.held is not held or now >= kept.until:
             data = msgspec.Raw(msgspec.json.encode(self._answer_of(fund)))
-            kept = self._cached[symbol] = _CachedFund(fund, now + VALUATION_SECONDS, data, Encoded(_enveloped(data)))
+            kept = self._cached[symbol] = _CachedFund(fund, held, now + VALUATION_SECONDS, data, Encoded(_enveloped(data)))
         return kept
 
 

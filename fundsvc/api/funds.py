@@ -87,7 +87,8 @@ class FundResources:
 
     def answer(self, fund: FundRow) -> FundAnswer:
         """Returns the answer for a fund; raises StoreFault before the first valuation."""
-        return fund_answer(fund, self._policy_of(fund.symbol), self._appraiser.value(fund), self._tail.as_of_ms)
+        held = self._tail.held.get(fund.symbol)
+        return fund_answer(fund, self._policy_of(fund.symbol), self._appraiser.value(fund), self._tail.as_of_ms, held)
 
     async def summary(self, _query: Query) -> SummaryAnswer:
         """The sums of all funds by settlement currency and in USDT."""
@@ -178,7 +179,8 @@ class FundResources:
         return EntryDetailAnswer(
             entry=entry_answer(found[0], contract),
             previous_hash=(found[1].hash if len(found) > 1 else GENESIS).hex(),
-            adl=orders[0] if orders else None,
+            adl=next((order for order in orders if order.origin != "inventory"), None),
+            inventory_adl=[order for order in orders if order.origin == "inventory"],
             account=account,
             salt=salt,
         )

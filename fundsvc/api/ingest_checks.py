@@ -23,6 +23,7 @@ from fundsvc.core.events import (
     Reason,
     Rejection,
     Settle,
+    Takeover,
     contract_closed,
     terms_in_doubt,
 )
@@ -39,7 +40,8 @@ FRESH_SECONDS = 0.5
 class ContractState(NamedTuple):
     """The state of a contract before the next event: `seq` is its last settled sequence, `last` its last appended one.
 
-    `closing` is its end according to the ledger; None while it is open.
+    `has_entries` means that it has entries or ADL orders, whose amounts its terms determine. `closing` is its end according to
+    the ledger; None while it is open.
     """
 
     contract: Contract
@@ -159,7 +161,8 @@ class BodyChecks:
         """Records the sequence of an accepted event. A later event of this body with the same sequence must be equal to it."""
         if event.seq <= state.last:
             return None
-        self.changed[event.symbol] = state._replace(last=event.seq, has_entries=state.has_entries or isinstance(event, Fill))
+        has_entries = state.has_entries or isinstance(event, Fill | Takeover)
+        self.changed[event.symbol] = state._replace(last=event.seq, has_entries=has_entries)
         self.sequences.note(event, content_of(event, state.contract))
         return self.sequences.gap(event, state.last)
 

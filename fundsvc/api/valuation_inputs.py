@@ -90,6 +90,14 @@ class Appraiser:
         past = self._past.get(fund.symbol) or Past(0, 0, fund.balance)
         return FundValuation(rate, missing, mark, open_interest, past, self._target_sizes.get(fund.symbol))
 
+    def mark(self, symbol: str) -> int | None:
+        """Returns the live mark of a contract in its units, or the last stored one while the books are not loaded."""
+        try:
+            mark = self._books.mark(symbol)
+        except NotFollowed:
+            mark = None
+        return self._marks.get(symbol) if mark is None else mark
+
     def rate(self, currency: str) -> tuple[int | None, str]:
         """Returns USDT per unit of a currency in units of 10**-PRICE_DECIMALS_MAX, or None and the reason."""
         if currency == USDT.currency:

@@ -13,7 +13,7 @@ from fundsvc.core.adl.records import SealedRecord
 from fundsvc.core.contracts import Contract
 from fundsvc.core.events import Rejected
 from fundsvc.core.fund.chain import Entry, Kind
-from fundsvc.core.fund.inventory import HoldingState, TrancheState
+from fundsvc.core.fund.inventory import HoldingState, Outcome, TrancheState
 from fundsvc.core.fund.settlement import Closing, Fund, FundState
 from fundsvc.core.numbers import INT64_MAX
 from fundsvc.core.policy import Policies
@@ -142,14 +142,15 @@ class Batch:
 
     By contract: `duplicates` counts events that were known, `old` events more than a day old (under "" those of no listed
     contract), `repeated_trades` trade ids that the contract had before, and `suspensions` says whether the terms are in doubt.
-    `closings` are the ends of contracts that were closed.
+    `closings` are the ends of contracts that were closed. `outcomes` counts the outcomes of takeovers, and `outcome_lots` their
+    lots.
     `policies` are the versions that came into force, `gaps` the gaps that `prevSeq` revealed.
 
     `events` counts the events of the batch, `place` is that of the last one, and `latest_ms` the latest time that it could
     have. A batch that is `uncut` must be committed at the end of a message.
 
     `packed` holds entries that are encoded already, `packed_count` their number, and `packed_kinds` their number by contract
-    and kind; see `Draft.pack`.
+    and kind; see `Draft.pack`. `packed_records` and `packed_record_count` are the same for records.
     """
 
     entries: Sequence[Entry] = field(default_factory=list)
@@ -176,9 +177,13 @@ class Batch:
     policies: Sequence[Policies] = field(default_factory=list)
     gaps: Sequence[Gap] = field(default_factory=list)
     repeated_trades: Counter[str] = field(default_factory=Counter)
+    outcomes: Counter[tuple[str, Outcome]] = field(default_factory=Counter)
+    outcome_lots: Counter[tuple[str, Outcome]] = field(default_factory=Counter)
     packed: Sequence[bytes] = field(default_factory=list)
     packed_count: int = 0
     packed_kinds: Counter[tuple[str, Kind]] = field(default_factory=Counter)
+    packed_records: Sequence[bytes] = field(default_factory=list)
+    packed_record_count: int = 0
     events: int = 0
     place: EventPlace | None = None
     uncut: bool = False
@@ -219,9 +224,13 @@ class Draft:
     policies: list[Policies] = field(default_factory=list)
     gaps: list[Gap] = field(default_factory=list)
     repeated_trades: Counter[str] = field(default_factory=Counter)
+    outcomes: Counter[tuple[str, Outcome]] = field(default_factory=Counter)
+    outcome_lots: Counter[tuple[str, Outcome]] = field(default_factory=Counter)
     packed: list[bytes] = field(default_factory=list)
     packed_count: int = 0
     packed_kinds: Counter[tuple[str, Kind]] = field(default_factory=Counter)
+    packed_records: list[bytes] = field(default_factory=list)
+    packed_record_count: int = 0
     events: int = 0
     place: EventPlace | None = None
     uncut: bool = False
@@ -249,7 +258,7 @@ class Draft:
 
     def rows(self) -> int:
         """The number of rows that the batch writes, without books and rates, which have their own bounds."""
-        adl = len(self.orders) + len(self.records)
+        adl = len(self.orders) + self.packed_record_count + len(self.records)
         return self.count() + len(self.rejected) + len(self.replayed) + len(self.listings) + adl
 
     def size(self) -> int:
@@ -283,6 +292,11 @@ class Draft:
         self.records.append(record)
         self.note_bytes(RECORD_BYTES + len(record.record.body))
 
+    def note_outcome(self, symbol: str, outcome: Outcome, lots: int) -> None:
+        """Counts an outcome of a takeover, and its lots."""
+        self.outcomes[symbol, outcome] += 1
+        self.outcome_lots[symbol, outcome] += lots
+
     def note_bytes(self, size: int) -> None:
         """Adds to the size of what the batch holds beside entries."""
         self.noted_bytes += size
@@ -300,6 +314,13 @@ class Draft:
             self.packed_kinds.update(map(_SYMBOL_AND_KIND, self.entries))
             self.entries.clear()
             self.hashes.clear()
+
+    def pack_records(self, encode: Callable[[Sequence[SealedRecord]], bytes]) -> None:
+        """Encodes the current records and drops them, for the same reason; a record never changes."""
+        if self.records:
+            self.packed_records.append(encode(self.records))
+            self.packed_record_count += len(self.records)
+            self.records.clear()
 
 
 _DRAFTED = tuple(field.name for field in fields(Draft) if field.name != "noted_bytes")

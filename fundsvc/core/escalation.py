@@ -57,26 +57,26 @@ class Escalation:
         if self._takeovers is not None:
             self._takeovers.relieve(cause)
 
-    def write_fill(self, fill: Fill, closes: int = 0) -> Entry:
-        """Settles a fill, and records its entry. `closes` is the takeover entry whose tranche it closes lots of."""
+    def write_fill(self, fill: Fill, closes: int = 0, prices: tuple[int, int] | None = None) -> Entry:
+        """Settles a fill, and records its entry; see `Fund.settle`."""
         fund = self.fund
         adl_comes_first = fund.policy.waterfall == "adl_then_fund"
-        settled = fund.settle(fill, waits_for_adl(fund, self.desk, fill) if adl_comes_first else None, closes)
+        settled = fund.settle(fill, waits_for_adl(fund, self.desk, fill) if adl_comes_first else None, closes, prices)
         self._shared.batch.record(fund, settled)
         return settled[0]
 
-    def settle_piece(self, fill: Fill, closes: int) -> None:
+    def settle_piece(self, fill: Fill, closes: int, prices: tuple[int, int]) -> None:
         """Settles a fill that closes lots of the tranche of a takeover entry; escalates what the fund cannot pay."""
-        entry = self.write_fill(fill, closes)
+        entry = self.write_fill(fill, closes, prices)
         if entry.uncovered:
             self.escalate(entry)
 
-    def settle_last(self, fill: Fill, closes: int) -> None:
-        """Settles a fill that closes lots of a tranche at the settlement price; what the fund cannot pay becomes outstanding.
+    def settle_last(self, fill: Fill, closes: int, prices: tuple[int, int]) -> None:
+        """Settles a fill that closes lots of a tranche at the settlement; what the fund cannot pay becomes outstanding.
 
         After the settlement no position is left to reduce, so the fund always pays first and nothing escalates.
         """
-        entry, digest = self.fund.settle(fill, None, closes)
+        entry, digest = self.fund.settle(fill, None, closes, prices)
         self._shared.batch.record(self.fund, (entry, digest))
         self.fund.outstanding += entry.uncovered
 
@@ -93,7 +93,7 @@ class Escalation:
             if order.origin == "shortfall":
                 self._end_uncovered(order, cause)
             else:
-                self._return(order, cause, found_nobody=False)
+                self._return(order, cause, without_candidates=False)
 
     def forget_positions(self) -> None:
         """Empties the book of a closed contract, except for its marks, by which it recognises repetitions."""
@@ -186,7 +186,7 @@ class Escalation:
         """Ends a round and begins the next, unless the order is no longer needed."""
         self.desk.end_round(order)
         if order.origin == "inventory" and not self.takeovers.is_needed(order):
-            self._return(order, cause, found_nobody=False)
+            self._return(order, cause, without_candidates=False)
         else:
             self._begin_round(order, cause)
 
@@ -200,19 +200,19 @@ class Escalation:
         elif order.origin == "shortfall":
             self._end_uncovered(order, cause)
         else:
-            self._return(order, cause, found_nobody=True)
+            self._return(order, cause, without_candidates=True)
 
     def _seal_round(self, order: AdlOrder, terms: RoundTerms, cause: Cause) -> None:
         for kind, body, first_rank in round_bodies(order, terms):
             self._shared.batch.seal(self.fund.record(kind, order, cause.seq, cause.ts, body=body, first_rank=first_rank))
 
-    def _return(self, order: AdlOrder, cause: Cause, *, found_nobody: bool) -> None:
+    def _return(self, order: AdlOrder, cause: Cause, *, without_candidates: bool) -> None:
         """Ends a takeover or inventory order; the fund holds the lots that were not executed."""
         order.state = "returned"
         self.desk.close(order)
         self._shared.batch.note(order)
         self._shared.batch.seal(self.fund.record("end", order, cause.seq, cause.ts, lots=order.needed))
-        self.takeovers.take_back(order, cause, found_nobody=found_nobody)
+        self.takeovers.take_back(order, cause, without_candidates=without_candidates)
 
     def _end_uncovered(self, order: AdlOrder, cause: Cause) -> None:
         """Makes the rest of an order outstanding; the fund pays of it what it can."""

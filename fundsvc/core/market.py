@@ -44,7 +44,7 @@ from fundsvc.core.sequences import (
     content_of_unwind,
 )
 from fundsvc.core.shared import Shared
-from fundsvc.core.takeover import Cause, check_held
+from fundsvc.core.takeover import Cause, Exposure, check_held
 
 
 class Market:
@@ -91,6 +91,10 @@ class Market:
     def has_inventory(self) -> bool:
         """Whether the fund has ever taken a position over, so that a mark may rank the book."""
         return self.fund.inventory is not None
+
+    def exposure(self, ts: int) -> Exposure | None:
+        """Returns what the inventory means for the fund at a time (ms); None if the fund holds nothing."""
+        return self._adl.takeovers.exposure(ts) if self.has_inventory else None
 
     def fill(self, fill: Fill) -> None:
         """Settles a fill, unless it is a duplicate."""
@@ -304,9 +308,7 @@ class Market:
         desk.changed = True
         if not book.open:
             self.request_book()  # Readers of the saved books learn at once that this book has positions.
-        book.set(position.account, position.lots, *numbers, position.position_side)
-        if position.owner:
-            book.owners.assign(position.account, position.owner)
+        book.set(position.account, position.lots, *numbers, position.position_side, position.owner)
         if position.seq is not None:
             book.remember(position.account, position.position_side, position.seq)
 
@@ -340,7 +342,7 @@ class Market:
                 self._set(event, position_numbers(event, self.contract))
             case AdlFill() if side and self._adl.begun_desk:
                 self._adl.begun_desk.changed = True
-                self._adl.begun_desk.book.sides[side].reduce(event.account, event.lots)
+                self._adl.begun_desk.book.reduce(side, event.account, event.lots)
 
     def prefetch(self, accounts: Iterable[str]) -> None:
         """Prepares the book for positions of these accounts; a book that does not exist yet needs no preparation."""

@@ -50,6 +50,7 @@ from fundsvc.core.market import Market
 from fundsvc.core.policy import Policies, Policy
 from fundsvc.core.sequences import Numbered, Sequences
 from fundsvc.core.shared import Shared
+from fundsvc.core.takeover import Exposure
 from fundsvc.core.times import AHEAD_SECONDS_MAX, check_time, is_old, is_time
 
 BOOK_POSITIONS_MAX = 20_000
@@ -168,7 +169,7 @@ class Partition:
     def apply_late(self, event: Event | Rejection, stream_ms: int = 0) -> Entry | None:
         """Applies an event that was rejected before and whose sequence the contract has passed since.
 
-        Returns the entry it wrote, if any. The caller ensures that the event has not been applied.
+        Returns the first entry it wrote, if any. The caller ensures that the event has not been applied.
         """
         written = len(self.batch.entries)
         market = self._admit(event, stream_ms)
@@ -191,7 +192,7 @@ class Partition:
                 self._list(event, late=True)
             case _:
                 self.apply(event)
-        return self.batch.entries[-1] if len(self.batch.entries) > written else None
+        return self.batch.entries[written] if len(self.batch.entries) > written else None
 
     def take(self, *, with_books: bool = True) -> Batch:
         """Returns the effects of the events since the last call. Books may be included only at the end of a message."""
@@ -249,6 +250,10 @@ class Partition:
     def books(self) -> Iterator[tuple[Contract, Book]]:
         """The books of all contracts that have had a mark or a position."""
         return ((market.contract, market.book) for market in self._markets.values() if market.book)
+
+    def exposures(self, ts: int) -> Iterator[tuple[str, Exposure | None]]:
+        """The exposures at a time (ms) of all contracts that have had a takeover, by symbol; None without an inventory."""
+        return ((symbol, market.exposure(ts)) for symbol, market in self._markets.items() if market.has_inventory)
 
     def book(self, symbol: str) -> Book | None:
         """A contract's book; None before its first mark or position."""

@@ -37,7 +37,7 @@ class TakeoverPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     By `mode` the fund accepts what its capacity covers, nothing at first ("adl"), or everything ("fund"), but of one takeover
     at most lots worth `value_max` USDT. ADL relieves the inventory until the equity is the share `relief` of the balance above
-    the lower line. After an order that found nobody, the same positions are not requested for `retry_seconds`. At most
+    the lower line. After an order without candidates, the same positions are not requested for `retry_seconds`. At most
     `orders_max` orders that relieve the inventory are open.
     """
 
@@ -145,6 +145,11 @@ class Guard:
     def forget_after(self, latest_ms: int) -> None:
         """Drops balances after a time (ms), which later balances could not replace."""
         self._peaks.forget_after(latest_ms)
+
+    @property
+    def peak(self) -> int:
+        """The highest observed balance or equity of the window."""
+        return self._peaks.peak
 
     @property
     def line(self) -> int:

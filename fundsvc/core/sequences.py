@@ -11,6 +11,8 @@ from hashlib import blake2b
 from itertools import islice
 from typing import Any, NamedTuple
 
+import msgspec
+
 from fundsvc.core.contracts import Contract
 from fundsvc.core.events import AdlEnd, AdlFill, Event, Fill, Reason, Rejection, Settle, Takeover, Unwind
 from fundsvc.core.fund.chain import Entry
@@ -37,6 +39,16 @@ class Applied(Enum):
     UNVERIFIED = "unverified"
 
 
+class WithoutIds(NamedTuple):
+    """The content of a takeover whose trade and order are not known: the ledger has no entry of it if no lots were accepted."""
+
+    content: Content
+
+
+Found = Content | WithoutIds | Applied
+"""What is known of the event that was applied under a sequence."""
+
+
 class Gap(NamedTuple):
     """A gap before an event: its `prevSeq` is `prev_seq`, but the contract's last sequence is `last`."""
 
@@ -49,7 +61,7 @@ class Gap(NamedTuple):
 class Facts(NamedTuple):
     """The ledger's facts of some sequences: the contents applied under them, and the digests of the events rejected."""
 
-    applied: Mapping[Key, Content | Applied]
+    applied: Mapping[Key, Found]
     rejected: Iterable[bytes]
 
 
@@ -65,7 +77,7 @@ class Sequences:
         self._skipped: dict[str, int] = {}
         self._recent: dict[Key, Content] = {}
         self._marked = 0
-        self._facts: dict[Key, Content | Applied] = {}
+        self._facts: dict[Key, Found] = {}
         self._rejected: set[bytes] = set()
         self._trades: dict[int, None] = {}
 
@@ -120,6 +132,8 @@ class Sequences:
         found = self._found(event)
         if found is Applied.NEVER:
             return False
+        if isinstance(found, WithoutIds) and isinstance(event, Takeover):
+            event, found = msgspec.structs.replace(event, trade_id="", order_id=""), found.content
         if found is Applied.UNVERIFIED or found == content_of(event, contract):
             return True
         raise Rejection(Reason.CONFLICT, f"{event.symbol} has settled another event with seq {event.seq}")
@@ -139,7 +153,7 @@ class Sequences:
         self._rejected.add(digest_of(event))
         return len(self._rejected) > before
 
-    def _found(self, event: Numbered) -> Content | Applied:
+    def _found(self, event: Numbered) -> Found:
         """Returns the content applied under an event's sequence.
 
         Without facts of the ledger, the content of a sequence up to the floor is unverified.

@@ -21,7 +21,7 @@ from fundsvc.core.fund.acceptance import accept
 from fundsvc.core.fund.chain import SETTLEMENT
 from fundsvc.core.fund.inventory import Holding, Inventory, Piece, Tranche
 from fundsvc.core.fund.settlement import Fund
-from fundsvc.core.numbers import INT64_MAX, format_units
+from fundsvc.core.numbers import INT64_MAX
 
 
 class Cause(NamedTuple):
@@ -29,6 +29,20 @@ class Cause(NamedTuple):
 
     seq: int
     ts: int
+
+
+class Exposure(NamedTuple):
+    """What an inventory means for its fund now.
+
+    `unrealised` is its worth at the mark in atoms, to within one atom per tranche, and `equity` the balance plus that; both are
+    None without a mark. `oldest_ts` is the time of its oldest tranche (ms). `is_unrelieved` is whether it is too heavy, and no
+    position can be requested to relieve it.
+    """
+
+    equity: int | None
+    unrealised: int | None
+    oldest_ts: int
+    is_unrelieved: bool
 
 
 class Orders(Protocol):
@@ -53,8 +67,8 @@ class Orders(Protocol):
     def end_orders(self, cause: Cause) -> None:
         """Ends the open orders, except those for a tranche."""
 
-    def settle_last(self, fill: Fill, closes: int) -> None:
-        """Settles a fill that closes lots of a tranche at the settlement price."""
+    def settle_last(self, fill: Fill, closes: int, prices: tuple[int, int]) -> None:
+        """Settles a fill at these prices that closes lots of a tranche at the settlement."""
 
     def begin_order(self, order: AdlOrder, cause: Cause) -> None:
         """Begins the first round of a new order."""
@@ -62,8 +76,8 @@ class Orders(Protocol):
     def close_order(self, order: AdlOrder) -> None:
         """Removes an order that has ended from the open orders."""
 
-    def settle_piece(self, fill: Fill, closes: int) -> None:
-        """Settles a fill that closes lots of the tranche of a takeover entry."""
+    def settle_piece(self, fill: Fill, closes: int, prices: tuple[int, int]) -> None:
+        """Settles a fill at these prices that closes lots of the tranche of a takeover entry."""
 
 
 class Takeovers:
@@ -84,6 +98,7 @@ class Takeovers:
         rate = rates.get(fund.contract.settle_currency)
         lots = accept(fund, takeover, price, self.inventory.mark, rate.price if rate else None).lots
         holding.taken += takeover.lots
+        escalation.batch.note_outcome(takeover.symbol, "accepted" if lots == takeover.lots else "accepted_in_part", lots)
         if lots:
             escalation.batch.record(fund, fund.take_over(takeover, lots, price))
         if lots < takeover.lots:
@@ -103,22 +118,9 @@ class Takeovers:
             if piece.promised:
                 self._leave_orders(holding, piece, Cause(unwind.seq, unwind.ts))
         holding.unwound += unwind.lots
+        self._escalation.batch.note_outcome(unwind.symbol, "unwound", unwind.lots)
         for piece in pieces:
-            self._escalation.settle_piece(self._fill(unwind, piece), piece.tranche.entry)
-
-    def _fill(self, unwind: Unwind, piece: Piece) -> Fill:
-        """Returns the fill that a piece is settled like."""
-        return Fill(
-            unwind.symbol,
-            unwind.seq,
-            unwind.side,
-            piece.lots,
-            unwind.price,
-            format_units(piece.tranche.price, self._escalation.fund.contract.price_decimals),
-            unwind.ts,
-            unwind.trade_id,
-            unwind.order_id,
-        )
+            self._escalation.settle_piece(_fill(unwind, piece), piece.tranche.entry, (price, piece.tranche.price))
 
     def settle(self, settle: Settle, price: int) -> None:
         """Ends the open orders, and closes all lots of both sides at a price, oldest tranche first."""
@@ -130,8 +132,9 @@ class Takeovers:
             if piece.promised:
                 self._leave_orders(holding, piece, cause)
             holding.unwound += piece.lots
+            self._escalation.batch.note_outcome(settle.symbol, "unwound", piece.lots)
             unwind = Unwind(settle.symbol, settle.seq, holding.side, piece.lots, settle.price, settle.ts, order_id=SETTLEMENT)
-            self._escalation.settle_last(self._fill(unwind, piece), piece.tranche.entry)
+            self._escalation.settle_last(_fill(unwind, piece), piece.tranche.entry, (price, piece.tranche.price))
 
     def _check_settles(self, price: int) -> None:
         """Raises Rejection if the amounts of a settlement might not fit the fund."""
@@ -170,22 +173,24 @@ class Takeovers:
         holding, lots = self.inventory.against(order.reduce), execution.lots
         self._release(holding, order, lots)
         holding.deleveraged += lots
-        fund = self._escalation.fund
-        self._escalation.batch.record(fund, fund.deleverage(order, execution))
+        fund, batch = self._escalation.fund, self._escalation.batch
+        batch.note_outcome(order.symbol, "relieved" if order.origin == "inventory" else "deleveraged", lots)
+        batch.record(fund, fund.deleverage(order, execution))
         if order.state != "open":
             self.forget(order)
 
-    def take_back(self, order: AdlOrder, cause: Cause, *, found_nobody: bool) -> None:
+    def take_back(self, order: AdlOrder, cause: Cause, *, without_candidates: bool) -> None:
         """Returns the lots that an order did not execute: those of a takeover order become a forced tranche.
 
-        `found_nobody` means that the order ended because nobody could be requested.
+        `without_candidates` means that the order ended because no position could be requested.
         """
         fund, holding, lots = self._escalation.fund, self.inventory.against(order.reduce), order.needed
         self._release(holding, order, lots)
         self.forget(order)
-        if found_nobody:
+        if without_candidates:
             holding.returned_ts = cause.ts if holding.returned_ts is None else max(holding.returned_ts, cause.ts)
         if order.origin == "takeover":
+            self._escalation.batch.note_outcome(order.symbol, "forced", lots)
             self._escalation.batch.record(fund, fund.take_rest(order, cause.seq, cause.ts))
 
     def reopen(self, order: AdlOrder) -> None:
@@ -217,6 +222,25 @@ class Takeovers:
         if sides and fund.balance + inventory.free_worth < lower:
             self._relieve(sides, upper, cause)
 
+    def exposure(self, ts: int) -> Exposure | None:
+        """Returns what the inventory means for the fund at a time (ms); None if the fund holds nothing."""
+        inventory = self.inventory
+        times = [holding.oldest_ts for holding in inventory.sides() if holding.oldest_ts is not None]
+        if not times:
+            return None
+        if inventory.mark is None:
+            return Exposure(None, None, min(times), is_unrelieved=False)
+        unrealised = inventory.unrealised_about
+        return Exposure(self._escalation.fund.balance + unrealised, unrealised, min(times), self._is_unrelieved(ts))
+
+    def _is_unrelieved(self, ts: int) -> bool:
+        """Whether the equity is below the lower line, although more orders may be open: no position can be requested."""
+        fund, inventory = self._escalation.fund, self.inventory
+        if len(self._orders) >= max(1, fund.policy.takeover.orders_max):
+            return False
+        lower, _ = fund.relief_lines(ts)
+        return fund.balance + inventory.free_worth_min < lower and fund.balance + inventory.free_worth < lower
+
     def _relieve(self, sides: list[Holding], upper: int, cause: Cause) -> None:
         """Begins orders for the worst tranches until the equity reaches `upper`; passes over a side without candidates."""
         fund, inventory = self._escalation.fund, self.inventory
@@ -234,7 +258,7 @@ class Takeovers:
             self._begin("inventory", holding, tranche.entry, lots, tranche.price, cause)
 
     def _may_relieve(self, holding: Holding, ts: int) -> bool:
-        """Whether a side has not failed to find anybody in the last `retry_seconds`."""
+        """Whether a side has had no order without candidates in the last `retry_seconds`."""
         retry_ms = int(self._escalation.fund.policy.takeover.retry_seconds * 1000)
         return holding.returned_ts is None or ts >= holding.returned_ts + retry_ms
 
@@ -284,6 +308,12 @@ def check_held(inventory: Inventory | None, unwind: Unwind) -> None:
             Reason.INVENTORY_SHORT,
             f"the fund of {unwind.symbol} holds {held} lots that a {unwind.side} closes, not {unwind.lots}",
         )
+
+
+def _fill(unwind: Unwind, piece: Piece) -> Fill:
+    """Returns the fill that closes a piece. Its prices are known as integers, so it has no text of the tranche's price."""
+    ids = unwind.trade_id, unwind.order_id
+    return Fill(unwind.symbol, unwind.seq, unwind.side, piece.lots, unwind.price, "", unwind.ts, *ids)
 
 
 def _worst(sides: list[Holding]) -> tuple[Holding, Tranche] | None:

@@ -5,11 +5,13 @@ The feed is the only producer, so the sequences of a contract rise over market e
 
 import asyncio
 import time
+from collections.abc import MutableMapping
 from contextlib import suppress
 
 import structlog
 
 from fundsvc.config.settings import Config
+from fundsvc.core.events import Mark
 from fundsvc.demo.instruments import INSTRUMENTS
 from fundsvc.demo.ledger import Ledger
 from fundsvc.demo.market import SEQ_PER_STEP, STEP_SECONDS, SimulatedMarket, step_to_resume
@@ -32,9 +34,14 @@ MEMORY_STEPS = 2 * LIFE_STEPS[1]
 log = structlog.get_logger()
 
 
-async def stream_market(config: Config, pool: Pool, client: StreamClient, stop: asyncio.Event) -> None:
-    """Streams until `stop` is set. It starts at the step that the ledger has reached, also after a fault."""
-    feed = Feed(config, pool, client)
+async def stream_market(
+    config: Config, pool: Pool, client: StreamClient, marks: MutableMapping[str, str], stop: asyncio.Event
+) -> None:
+    """Streams until `stop` is set. It starts at the step that the ledger has reached, also after a fault.
+
+    Keeps the latest mark of each contract in `marks`.
+    """
+    feed = Feed(config, pool, client, marks)
     while not stop.is_set():
         try:
             await feed.run(stop)
@@ -46,7 +53,7 @@ async def stream_market(config: Config, pool: Pool, client: StreamClient, stop: 
 class Feed:
     """Connects the market and its matching engine to the streams and the ledger."""
 
-    def __init__(self, config: Config, pool: Pool, client: StreamClient) -> None:
+    def __init__(self, config: Config, pool: Pool, client: StreamClient, marks: MutableMapping[str, str]) -> None:
         partitions = range(config.stream.partitions)
         self.outage = Outage(log, "market")
         self._market = SimulatedMarket(config.currency)
@@ -55,6 +62,7 @@ class Feed:
         self._announcements = [Announcements(client, partition) for partition in partitions]
         self._reader = Reader(pool)
         self._ledger = Ledger(pool)
+        self._marks = marks
 
     async def run(self, stop: asyncio.Event) -> None:
         """Streams until `stop` is set; raises StoreFault and StreamFault."""
@@ -66,7 +74,9 @@ class Feed:
         due = time.monotonic()
         while not stop.is_set():
             # In a thread: a step that sizes a cascade takes a tenth of a second, and the service shares this event loop.
-            await self._producer.append(await asyncio.to_thread(engine.events, step, time.time_ns() // 1_000_000))
+            events = await asyncio.to_thread(engine.events, step, time.time_ns() // 1_000_000)
+            await self._producer.append(events)
+            self._marks.update((event.symbol, event.price) for event in events if isinstance(event, Mark))
             await self._take_on(engine, step, read)
             step += 1
             due = max(due + STEP_SECONDS, time.monotonic())
@@ -82,7 +92,7 @@ class Feed:
         settled = {fund.symbol: fund.seq for fund in await self._reader.funds()}
         step = step_to_resume([settled.get(instrument.symbol, 0) for instrument in INSTRUMENTS])
         taken = await self._ledger.taken_since((step - MEMORY_STEPS) * SEQ_PER_STEP)
-        engine = MatchingEngine(self._market, settled, taken)
+        engine = MatchingEngine(self._market, settled, taken, await self._ledger.carried())
         for announcement in await self._ledger.open_rounds():
             engine.take_on(announcement, step)
         return step, engine

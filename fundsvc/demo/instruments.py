@@ -25,6 +25,20 @@ class Cascade(NamedTuple):
     executed: tuple[tuple[float, float], ...]
 
 
+class ThinBook(NamedTuple):
+    """Recurring times with a thin order book: the market does not take liquidated longs, so the fund takes them over.
+
+    `first` is the step at which the first such time begins. Meanwhile the mark falls by `depth` and stays there. `notional` is
+    the value of each long in quote currency. `overshoots` are, for each of them, the step after the beginning at which it is
+    liquidated, and the difference between its bankruptcy price and the mark of that step, as a share of it.
+    """
+
+    first: int
+    depth: float
+    notional: float
+    overshoots: tuple[tuple[int, float], ...]
+
+
 class Instrument(NamedTuple):
     """A contract of the demo market; `price` is its first price, `volatility` scales the amplitude of its price path."""
 
@@ -37,6 +51,7 @@ class Instrument(NamedTuple):
     multiplier: float
     volatility: float
     cascade: Cascade | None = None
+    thin: ThinBook | None = None
 
     @property
     def is_inverse(self) -> bool:
@@ -97,14 +112,18 @@ RECOVERED = Cascade(72, -0.08, "3000", ((0.4, 1.2), (1.0, 1.0)))
 LEFT = Cascade(192, 0.06, "1", ((0.1, 0.35),))
 """ADL orders of this cascade execute so few lots that they end uncovered; later surpluses repay the rest."""
 
+THIN = ThinBook(132, -0.05, 160_000.0, ((0, 0.0005), (3, 0.002), (7, 0.06)))
+"""The fund accepts the first two longs, and the last in part. The further fall makes the inventory too heavy."""
+
 INSTRUMENTS = (
     Instrument("XBTUSDTM", "XBT", "USDT", "USDT", 84_500.0, "0.1", 0.001, 1.0),
     Instrument("ETHUSDTM", "ETH", "USDT", "USDT", 2_900.0, "0.01", 0.01, 1.2),
     Instrument("SOLUSDTM", "SOL", "USDT", "USDT", 118.0, "0.001", 0.1, 1.5, RECOVERED),
-    Instrument("DOGEUSDTM", "DOGE", "USDT", "USDT", 0.0924, "0.00001", 100.0, 1.6),
+    Instrument("DOGEUSDTM", "DOGE", "USDT", "USDT", 0.0924, "0.00001", 100.0, 1.6, thin=THIN),
     Instrument("XBTUSDCM", "XBT", "USDC", "USDC", 84_500.0, "0.1", 0.001, 1.0),
     Instrument("SOLUSDCM", "SOL", "USDC", "USDC", 118.0, "0.01", 0.01, 1.5),
     Instrument("XBTUSDM", "XBT", "USD", "XBT", 84_500.0, "0.1", -1.0, 1.0),
     Instrument("ETHUSDM", "ETH", "USD", "ETH", 2_900.0, "0.01", -1.0, 1.2, LEFT),
 )
-"""Linear contracts in USDT and USDC, and inverse ones. Two have cascades in turn, so one begins every half minute."""
+"""Linear contracts in USDT and USDC, and inverse ones. Two have cascades in turn, so one begins every half minute; the fund of
+another holds positions every minute."""

@@ -4,9 +4,10 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from fundsvc.core.adl.order import State, refund_of
+from fundsvc.core.adl.order import Origin, State, refund_of
 from fundsvc.core.adl.records import reduced_of, terms_of
 from fundsvc.core.adl.valuation import SideName
+from fundsvc.core.fund.inventory import TrancheState
 from fundsvc.core.numbers import format_units
 from fundsvc.demo.market import Holding
 from fundsvc.store.database import Pool
@@ -24,6 +25,7 @@ class Order(NamedTuple):
 
     symbol: str
     adl: int
+    origin: Origin
     reduce: SideName
     lots: int
     price: int
@@ -74,11 +76,19 @@ class Ledger:
         ]
 
     async def taken_since(self, seq: int) -> dict[Holding, int]:
-        """Lots executed per position, by orders whose shortfall has a sequence above `seq`."""
+        """Lots executed per position, by orders that began with a sequence above `seq`."""
         taken: Counter[Holding] = Counter()
         for row in await fetch(self._pool, "executed_since", seq):
             taken[Holding(row["symbol"], row["account"], reduced_of(row["body"]).entry_price)] += row["lots"]
         return taken
+
+    async def carried(self) -> dict[str, int]:
+        """The lots that each fund holds, with those in its open takeover orders, by contract."""
+        return {row["symbol"]: row["lots"] for row in await fetch(self._pool, "carried_lots")}
+
+    async def tranches(self) -> Sequence[TrancheState]:
+        """The tranches of all funds, by contract and entry."""
+        return [TrancheState(*row) for row in await fetch(self._pool, "all_tranches")]
 
     async def lag(self, sources: Sequence[Source]) -> int:
         """The number of messages in the streams that are not settled yet; also raises StreamFault."""

@@ -10,10 +10,10 @@ from typing import NamedTuple
 
 from fundsvc.config.settings import CurrencyConfig
 from fundsvc.core.contracts import contract_of
-from fundsvc.core.events import Event, Fill, Listing, Mark, Position, Rate
+from fundsvc.core.events import Event, Fill, Listing, Mark, Position, Rate, Takeover, Unwind
 from fundsvc.core.numbers import format_units
 from fundsvc.demo.instruments import INSTRUMENTS, Instrument
-from fundsvc.demo.prices import Prices, seeded
+from fundsvc.demo.prices import THIN_STEPS, Prices, seeded, steps_into
 from fundsvc.demo.stakes import Side, Stake, Stakes, closing_side, identifier, toward
 
 STEP_SECONDS = 0.25
@@ -21,6 +21,12 @@ STEP_SECONDS = 0.25
 
 SEQ_PER_STEP = 1000
 """Sequences reserved for a step, per contract: room for its fills and for the answers to ADL orders."""
+
+FIRST_TAKEOVER, UNWINDING = 400, 450
+"""Sequences of takeovers and of an unwind within a step: between those of fills and of ADL answers."""
+
+UNWIND_STEPS = range(28, THIN_STEPS, 2)
+"""When lots are unwound, after the beginning of a time with a thin book: ADL has relieved the inventory before."""
 
 RATE_STEPS = 20
 """Steps between two rates of a currency: five seconds."""
@@ -97,6 +103,7 @@ class ContractMarket:
             begun = self._stakes.open_at_start()
         else:
             yield from self._endings(self._stakes.ending(step), step * SEQ_PER_STEP, ts, taken)
+            yield from self._takeovers(step, ts)
             begun = self._stakes.beginning(step)
         for stake in begun:
             yield self.position(stake, self.left(stake, taken), ts)
@@ -126,6 +133,42 @@ class ContractMarket:
                 if lots := self.left(stake, taken):
                     yield self._fill(stake, lots, stake.exit_price, seq, ts)
             yield self.position(stake, 0, ts)
+
+    def _takeovers(self, step: int, ts: int) -> Iterator[Event]:
+        for seq, stake in enumerate(self._stakes.taken_over(step), step * SEQ_PER_STEP + FIRST_TAKEOVER):
+            draw = seeded(self._name, "takeover", seq)
+            yield Takeover(
+                self.instrument.symbol,
+                seq,
+                closing_side(stake.side),
+                stake.lots,
+                self._text(stake.bankruptcy_price),
+                ts,
+                identifier(draw),
+                identifier(draw),
+                stake.account,
+            )
+            yield self.position(stake, 0, ts)
+
+    def unwind(self, step: int, held: int, ts: int) -> Unwind | None:
+        """The unwind of a step, if it has one: an equal part of the held lots in each of the steps that are left."""
+        thin = self.instrument.thin
+        since = steps_into(thin.first, step) if thin else -1
+        if since not in UNWIND_STEPS or not held:
+            return None
+        lots = -(-held // (len(UNWIND_STEPS) - UNWIND_STEPS.index(since)))
+        seq = step * SEQ_PER_STEP + UNWINDING
+        return Unwind(self.instrument.symbol, seq, "sell", lots, self._text(self._prices.mark(step)), ts)
+
+    def is_of_takeover(self, price: str, step: int) -> bool:
+        """Whether a price is the bankruptcy price of a takeover of the latest time with a thin book."""
+        thin = self.instrument.thin
+        began = step - steps_into(thin.first, step) if thin else step
+        return any(
+            self._text(stake.bankruptcy_price) == price
+            for after, _ in (thin.overshoots if thin and began <= step else ())
+            for stake in self._stakes.taken_over(began + after)
+        )
 
     def _text(self, price: int) -> str:
         return format_units(price, self._contract.price_decimals)

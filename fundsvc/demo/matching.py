@@ -3,13 +3,17 @@
 The engine executes a round over about a second, often only in part, and then ends it, so that the service begins another round
 for the rest. The same round always gets the same answers. At start the engine loads earlier executions from the ledger, so a
 restart continues with the open rounds.
+
+The engine keeps its own account of the lots that the fund took over: it adds takeovers, and subtracts what ADL executes of them
+and what it unwinds in the market.
 """
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
-from fundsvc.core.events import AdlEnd, AdlFill, Event, Fill
+from fundsvc.core.events import AdlEnd, AdlFill, Event, Fill, Takeover, Unwind
 from fundsvc.demo.instruments import INSTRUMENTS
 from fundsvc.demo.market import SEQ_PER_STEP, ContractMarket, SimulatedMarket, Taken
 from fundsvc.demo.prices import seeded
@@ -38,17 +42,28 @@ class Execution(NamedTuple):
 
 
 class Answers(NamedTuple):
-    """The answer to a round: executions in the order of their steps, and the step at which the round ends."""
+    """The answer to a round: executions in the order of their steps, and the step at which the round ends.
+
+    `of_takeover` is whether the order reduces lots of takeovers.
+    """
 
     announcement: Announcement
     executions: list[Execution]
     end: int
+    of_takeover: bool
 
 
 class MatchingEngine:
-    """Answers ADL orders. `settled` holds the last sequence of each contract, `taken` the earlier executions."""
+    """Answers ADL orders, and unwinds what the fund holds.
 
-    def __init__(self, market: SimulatedMarket, settled: Mapping[str, int], taken: Taken) -> None:
+    `settled` holds the last sequence of each contract, `taken` the earlier executions, and `held` the lots that each fund
+    holds, with those in its open takeover orders.
+    """
+
+    def __init__(
+        self, market: SimulatedMarket, settled: Mapping[str, int], taken: Taken, held: Mapping[str, int] = MappingProxyType({})
+    ) -> None:
+        self.held = Counter(held)
         self._market = market
         self._settled = settled
         self._taken = Counter(taken)
@@ -63,12 +78,16 @@ class MatchingEngine:
             self._rounds[symbol, adl] = announcement.round
             self._rounds.pop((symbol, adl - ORDERS_REMEMBERED), None)
             executions = sorted(self._executions(announcement, step), key=lambda execution: execution.step)
-            self._answers[symbol].append(Answers(announcement, executions, step + ROUND_STEPS))
+            of_takeover = self._contract(announcement).is_of_takeover(announcement.price, step)
+            self._answers[symbol].append(Answers(announcement, executions, step + ROUND_STEPS, of_takeover))
 
     def events(self, step: int, ts: int) -> list[Event]:
-        """The events to send in a step: those of the market, then the due answers."""
+        """The events to send in a step: those of the market, then unwinds, then the due answers."""
         # A settled fill would be a conflict if it came again, because its time differs.
         events = [event for event in self._market.events(step, ts, self._taken) if not self._is_settled(event)]
+        for takeover in [event for event in events if isinstance(event, Takeover)]:
+            self.held[takeover.symbol] += takeover.lots
+        events += self._unwinds(step, ts)
         for symbol in self._answers:
             # A step that is sent again after a restart would repeat sequences that the ledger knows.
             if step * SEQ_PER_STEP > self._settled.get(symbol, 0):
@@ -76,7 +95,18 @@ class MatchingEngine:
         return events
 
     def _is_settled(self, event: Event) -> bool:
-        return isinstance(event, Fill) and event.seq <= self._settled.get(event.symbol, 0)
+        return isinstance(event, Fill | Takeover | Unwind) and event.seq <= self._settled.get(event.symbol, 0)
+
+    def _unwinds(self, step: int, ts: int) -> Iterator[Unwind]:
+        """The unwinds of a step, without lots that a round requests."""
+        for symbol, contract in self._market.contracts.items():
+            promised = sum(
+                execution.lots for answers in self._answers[symbol] if answers.of_takeover for execution in answers.executions
+            )
+            unwind = contract.unwind(step, self.held[symbol] - promised, ts)
+            if unwind and not self._is_settled(unwind):
+                self.held[symbol] -= unwind.lots
+                yield unwind
 
     def _executions(self, announcement: Announcement, step: int) -> Iterator[Execution]:
         """The lots of each allocation that will be executed, in the order of ranks."""
@@ -100,6 +130,7 @@ class MatchingEngine:
                 execution = answers.executions.pop(0)
                 if lots := self._take(answers.announcement, execution, step):
                     seq += 1
+                    self.held[symbol] -= lots if answers.of_takeover else 0
                     yield AdlFill(symbol, seq, adl, execution.stake.account, lots, ts)
                     yield self._reduced(answers.announcement, execution.stake, ts)
             if answers.end <= step:

@@ -11,6 +11,9 @@ CASCADE_STEPS = 10
 CYCLE_STEPS = 240
 """Steps between two cascades of a contract: one minute, in which surpluses repay what the last cascade left."""
 
+THIN_STEPS = 58
+"""Steps from the beginning of a thin book's fall to the recovery of the price. The fall takes CASCADE_STEPS of them."""
+
 RECOVERY_STEPS = 24
 """Time constant of the recovery after a cascade, in steps."""
 
@@ -43,7 +46,10 @@ class Prices:
         """The contract's own price."""
         stray = self._instrument.volatility * seeded(self._name, step).gauss(0, NOISE)
         price = self._start * math.exp(self._swing(step) + stray)
-        return self.on_tick(price * (1 + _carried(self._instrument.cascade, step)))
+        cascade, thin = self._instrument.cascade, self._instrument.thin
+        move = _moved(cascade.first, cascade.depth, CASCADE_STEPS, step) if cascade else 0.0
+        move += _moved(thin.first, thin.depth, THIN_STEPS, step) if thin else 0.0
+        return self.on_tick(price * (1 + move))
 
     def on_tick(self, price: float) -> int:
         """The nearest price that the contract can have."""
@@ -71,11 +77,16 @@ def last_step(cascade: Cascade, cycle: int) -> int:
     return cascade.first + cycle * CYCLE_STEPS + CASCADE_STEPS - 1
 
 
-def _carried(cascade: Cascade | None, step: int) -> float:
-    """The relative move of the price by the latest cascade: linear while it runs, exponential decay after it."""
-    if cascade is None or step < cascade.first:
+def steps_into(first: int, step: int) -> int:
+    """The steps since the latest of recurring times began, the first of them at the step `first`; negative before it."""
+    return (step - first) % CYCLE_STEPS if step >= first else step - first
+
+
+def _moved(first: int, depth: float, lasts: int, step: int) -> float:
+    """The relative move of the price by a recurring fall: linear, then constant until `lasts` steps are over, then decaying."""
+    since = steps_into(first, step) + 1
+    if since <= 0:
         return 0.0
-    since = (step - cascade.first) % CYCLE_STEPS + 1
-    if since <= CASCADE_STEPS:
-        return cascade.depth * since / CASCADE_STEPS
-    return cascade.depth * math.exp((CASCADE_STEPS - since) / RECOVERY_STEPS)
+    if since <= lasts:
+        return depth * min(1.0, since / CASCADE_STEPS)
+    return depth * math.exp((lasts - since) / RECOVERY_STEPS)

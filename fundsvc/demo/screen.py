@@ -15,6 +15,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from fundsvc.core.fund.inventory import Inventory
 from fundsvc.core.numbers import format_units
 from fundsvc.demo.ledger import Order
 from fundsvc.demo.watch import Event, FundView, Notable, View
@@ -22,6 +23,9 @@ from fundsvc.store.reader import EntryRow, FundRow
 
 REFRESH_SECONDS = 0.25
 """Seconds between two pictures: one step of the market."""
+
+COLUMNS = ("contract", "balance", "equity", "inventory", "outstanding", "state", "ADL lots taken", "entries", "last entry")
+"""Titles of the table."""
 
 PRICE_FORMAT = ",.5g"
 """Decimals of prices on the screen; a bankruptcy price may have twelve."""
@@ -32,7 +36,15 @@ PLAIN_SECONDS = 1.0
 CHROME_LINES = 9
 """Lines of the screen that are neither rows of the table nor notable events: headings, rules, frame and footer."""
 
-KIND_STYLES = {"surplus": "green", "flat": "dim", "shortfall": "red", "refund": "cyan", "cover": "red"}
+KIND_STYLES = {
+    "surplus": "green",
+    "flat": "dim",
+    "shortfall": "red",
+    "refund": "cyan",
+    "cover": "red",
+    "takeover": "yellow",
+    "deleverage": "magenta",
+}
 EVENT_STYLES = {
     Notable.PAID: "yellow",
     Notable.DRAINED: "bold red",
@@ -40,8 +52,20 @@ EVENT_STYLES = {
     Notable.ANOTHER_ROUND: "magenta",
     Notable.DONE: "green",
     Notable.UNCOVERED: "bold red",
+    Notable.RETURNED: "magenta",
+    Notable.TAKEN: "yellow",
+    Notable.FORCED: "bold red",
+    Notable.UNWOUND: "cyan",
     Notable.REPAID: "bold green",
 }
+
+
+LOTS = {
+    Notable.TAKEN: "took over {:,} lots that the market did not take",
+    Notable.FORCED: "took over {:,} lots that ADL could not deleverage",
+    Notable.UNWOUND: "unwound {:,} lots in the market",
+}
+"""The words for events whose amount is lots."""
 
 
 class Surroundings(NamedTuple):
@@ -86,7 +110,7 @@ def _picture(view: View, surroundings: Surroundings, height: int) -> RenderableT
     news.no_wrap, news.overflow = True, "ellipsis"
     return Group(
         _header(view, surroundings),
-        _table(view.funds),
+        funds_table(view.funds),
         Panel(news, title="events", title_align="left", border_style="dim", height=lines + 2),
         Text(f"logs: {surroundings.logs}   Ctrl-C stops; the next start continues here", "dim", overflow="ellipsis"),
     )
@@ -105,9 +129,10 @@ def _header(view: View, surroundings: Surroundings) -> Table:
     return header
 
 
-def _table(funds: Sequence[FundView]) -> Table:
+def funds_table(funds: Sequence[FundView]) -> Table:
+    """Returns the table of the funds."""
     table = Table(box=box.SIMPLE_HEAD, expand=True, pad_edge=False, collapse_padding=True)
-    for title in ("contract", "balance", "outstanding", "state", "ADL lots taken", "entries", "last entry"):
+    for title in COLUMNS:
         table.add_column(title, justify="left" if title in {"contract", "state"} else "right", no_wrap=True)
     for shown in funds:
         table.add_row(*_cells(shown))
@@ -119,12 +144,23 @@ def _cells(shown: FundView) -> list[str | Text]:
     return [
         Text(fund.symbol, "bold"),
         f"{_amount(fund, fund.balance)} {fund.settle_currency:<4}",
+        _equity(shown) if shown.inventory else Text("-", "dim"),
+        Text(_held(shown.inventory), "yellow") if shown.inventory else Text("-", "dim"),
         Text(_amount(fund, fund.outstanding), "bold red") if fund.outstanding else Text("-", "dim"),
         _state(shown),
         _taken(shown) if shown.orders else Text("-", "dim"),
         f"{fund.entry:,}",
         _last_entry(fund, shown.last) if shown.last else "",
     ]
+
+
+def _equity(shown: FundView) -> Text:
+    return Text(_amount(shown.fund, shown.equity), "bold red" if shown.equity < 0 else "")
+
+
+def _held(inventory: Inventory) -> str:
+    """The held lots by side."""
+    return ", ".join(f"{holding.name} {holding.lots:,}" for holding in inventory.sides() if holding.lots)
 
 
 def _state(shown: FundView) -> Text:
@@ -157,6 +193,8 @@ def _news(event: Event) -> Text:
 def _sentence(event: Event) -> str:
     if event.order:
         return f"ADL order {event.order.adl}{_order_words(event.what, event.order, event.fund)}"
+    if event.what in LOTS:
+        return LOTS[event.what].format(event.amount)
     amount = _money(event.fund, event.amount)
     match event.what:
         case Notable.PAID if event.count > 1:
@@ -170,10 +208,13 @@ def _sentence(event: Event) -> str:
 
 
 def _order_words(what: Notable, order: Order, fund: FundRow) -> str:
+    if what in {Notable.DONE, Notable.RETURNED} and order.origin != "shortfall":
+        return f" {what}: {order.executed:,} of {order.lots:,} lots executed"
     match what:
         case Notable.ORDERED:
             price = Decimal(order.price).scaleb(-order.price_decimals)
-            what_for = f"{order.lots:,} {order.reduce} lots at {price:{PRICE_FORMAT}} for {_money(fund, order.uncovered)}"
+            reason = _money(fund, order.uncovered) if order.origin == "shortfall" else f"the {order.origin}"
+            what_for = f"{order.lots:,} {order.reduce} lots at {price:{PRICE_FORMAT}} for {reason}"
             return f": {what_for}; round {order.round} reduces {_accounts(order)}"
         case Notable.ANOTHER_ROUND:
             return f": round {order.round} reduces {_accounts(order)} by the remaining {order.lots - order.executed:,} lots"
@@ -203,8 +244,9 @@ def _line(view: View, surroundings: Surroundings) -> str:
 def _fund_words(shown: FundView) -> str:
     fund = shown.fund
     outstanding = f" ({_amount(fund, fund.outstanding)} outstanding)" if fund.outstanding else ""
+    held = f" (holds {_held(shown.inventory)}, equity {_money(fund, shown.equity)})" if shown.inventory else ""
     adl = f" (ADL has taken {_taken(shown)} lots)" if shown.orders else ""
-    return f"{fund.symbol} {_money(fund, fund.balance)}{outstanding}{adl}"
+    return f"{fund.symbol} {_money(fund, fund.balance)}{held}{outstanding}{adl}"
 
 
 def _money(fund: FundRow, atoms: int) -> str:

@@ -26,18 +26,19 @@ log = structlog.get_logger()
 async def show_demo(config: Config, stop: asyncio.Event) -> None:
     """Runs until `stop` is set; `config` names running servers. Logs go to fundsvc.log in the data directory meanwhile."""
     started, address = time.monotonic(), asyncio.get_running_loop().create_future()
+    marks: dict[str, str] = {}
 
     async def announce(url: str) -> None:
         address.set_result(url)
 
     async def picture(pool: Pool, client: StreamClient, logs: Path) -> None:
-        watch = Watch(pool, _sources(config, client), [instrument.symbol for instrument in INSTRUMENTS])
+        watch = Watch(pool, _sources(config, client), [instrument.symbol for instrument in INSTRUMENTS], marks)
         await _draw(watch, Surroundings(await address, logs, started))
 
     with _logs_in(config) as logs:
         async with connected(config) as (pool, client), asyncio.TaskGroup() as tasks:
             beside = [
-                tasks.create_task(stream_market(config, pool, client, stop)),
+                tasks.create_task(stream_market(config, pool, client, marks, stop)),
                 tasks.create_task(picture(pool, client, logs)),
             ]
             await run_service(config, stop, announce)

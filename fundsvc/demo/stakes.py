@@ -20,7 +20,7 @@ from fundsvc.core.contracts import Contract
 from fundsvc.core.fund.settlement import Fund
 from fundsvc.core.numbers import to_units
 from fundsvc.demo.instruments import Cascade, Instrument
-from fundsvc.demo.prices import CASCADE_STEPS, CYCLE_STEPS, Prices, cycle_of, last_step, seeded
+from fundsvc.demo.prices import CASCADE_STEPS, CYCLE_STEPS, Prices, cycle_of, last_step, seeded, steps_into
 
 Side = Literal["long", "short"]
 
@@ -51,8 +51,12 @@ LEVERAGE_MAX = 100
 CASCADE_FILLS = 30
 """Liquidations of a cascade, in addition to the ordinary ones."""
 
+TAKEOVERS_MAX = 3
+"""Longs that the market does not take while a book is thin."""
+
 CASCADE_AGE_STEPS = CYCLE_STEPS // 2
-"""The age of their positions in steps: they opened after the price had recovered from the last cascade."""
+"""The age of their positions in steps, and of longs that the market does not take: they opened after the price had recovered
+from the last fall."""
 
 FINAL_FILLS = 2
 FINAL_SHARE = 2.5
@@ -84,7 +88,7 @@ class Stakes:
         self._on_tick = prices.on_tick
         self._worth = Fund(contract).worth
         self._name = f"{seed}:{instrument.symbol}"
-        self._accounts = [identifier(seeded(seed, slot)) for slot in range(SLOTS + CASCADE_FILLS)]
+        self._accounts = [identifier(seeded(seed, slot)) for slot in range(SLOTS + CASCADE_FILLS + TAKEOVERS_MAX)]
         self._slots = {account: slot for slot, account in enumerate(self._accounts[:SLOTS])}
         self._lives = [_life(seeded(self._name, "life", slot)) for slot in range(SLOTS)]
         self._costs: dict[int, int] = {}
@@ -94,7 +98,7 @@ class Stakes:
         return self._worth(closing_side(stake.side), lots, stake.entry_price, stake.bankruptcy_price)
 
     def held(self, account: str, step: int) -> Stake | None:
-        """The position of an account at the end of a step; None for accounts that a cascade liquidates."""
+        """The position of an account at the end of a step; None for accounts that a cascade or a thin book liquidates."""
         slot = self._slots.get(account)
         if slot is None:
             return None
@@ -106,10 +110,22 @@ class Stakes:
         yield from self._ordinary_ends(step)
         yield from self._cascade_ends(step)
 
+    def taken_over(self, step: int) -> Iterator[Stake]:
+        """The longs that the market does not take in this step; the fund takes them over."""
+        thin = self._instrument.thin
+        for number, (after, overshoot) in enumerate(thin.overshoots if thin else ()):
+            if thin and steps_into(thin.first, step) == after:
+                mark = self._mark(step)
+                bankruptcy_price = self._on_tick(mark * (1 + overshoot))
+                entry_price = self._entry("long", self._mark(step - CASCADE_AGE_STEPS), bankruptcy_price)
+                account, lots = self._accounts[SLOTS + CASCADE_FILLS + number], self._lots(thin.notional, mark)
+                yield Stake(account, "long", lots, entry_price, bankruptcy_price, None)
+
     def beginning(self, step: int) -> Iterator[Stake]:
         """The positions that open in a step."""
         yield from (self._stake(slot, step) for slot in self._changing(step))
         yield from self._cascade_ends(step + CASCADE_AGE_STEPS)
+        yield from self.taken_over(step + CASCADE_AGE_STEPS)
 
     def open_at_start(self) -> Iterator[Stake]:
         """The positions that are open at step 0."""
@@ -117,6 +133,7 @@ class Stakes:
             yield self._stake(slot, (phase or life) - life)
         for step in range(1, CASCADE_AGE_STEPS + 1):
             yield from self._cascade_ends(step)
+            yield from self.taken_over(step)
 
     def _ordinary_ends(self, step: int) -> list[Stake]:
         return [self._stake(slot, step - self._lives[slot][0]) for slot in self._changing(step)]

@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NamedTuple
 
+from fundsvc.core.fund.inventory import Inventory, TrancheState
+from fundsvc.core.fund.settlement import Fund
+from fundsvc.core.numbers import parse_price
 from fundsvc.demo.ledger import Ledger, Order
 from fundsvc.store.database import Pool
 from fundsvc.store.reader import EntryRow, FundRow, Reader
@@ -34,6 +37,10 @@ class Notable(StrEnum):
     ANOTHER_ROUND = "another round"
     DONE = "done"
     UNCOVERED = "uncovered"
+    RETURNED = "returned"
+    TAKEN = "taken"
+    FORCED = "forced"
+    UNWOUND = "unwound"
     REPAID = "repaid"
 
 
@@ -41,7 +48,8 @@ class Notable(StrEnum):
 class Event:
     """A notable event of a fund, or of its ADL order in its state at that time.
 
-    `count` is the number of equal events that share this line, `amount` their total in atoms.
+    `count` is the number of equal events that share this line, `amount` their total in atoms, or in lots for takeovers and
+    unwinds.
     """
 
     at: float
@@ -53,11 +61,17 @@ class Event:
 
 
 class FundView(NamedTuple):
-    """A fund, its last entry, and its open ADL orders."""
+    """A fund, its last entry, its open ADL orders, and the inventory at the latest mark, None without lots."""
 
     fund: FundRow
     last: EntryRow | None
     orders: Sequence[Order]
+    inventory: Inventory | None = None
+
+    @property
+    def equity(self) -> int:
+        """The balance plus the worth of the inventory at the mark."""
+        return self.fund.balance + (self.inventory.unrealised if self.inventory else 0)
 
 
 class View(NamedTuple):
@@ -82,11 +96,12 @@ class _Followed:
 
 @dataclass
 class Watch:
-    """Watches the funds of some contracts and their streams."""
+    """Watches the funds of some contracts and their streams. `marks` are the latest mark prices."""
 
     pool: Pool
     sources: Sequence[Source]
     symbols: Sequence[str]
+    marks: Mapping[str, str]
     _reader: Reader = field(init=False)
     _ledger: Ledger = field(init=False)
     _followed: dict[str, _Followed] = field(default_factory=dict)
@@ -103,7 +118,16 @@ class Watch:
         listed = {fund.symbol: fund for fund in await self._reader.funds()}
         if not self._followed:
             await self._begin(listed, orders)
-        views = [await self._follow(listed[symbol], orders[symbol]) for symbol in self.symbols if symbol in listed]
+        tranches: defaultdict[str, list[TrancheState]] = defaultdict(list)
+        for tranche in await self._ledger.tranches():
+            tranches[tranche.symbol].append(tranche)
+        views = [
+            (await self._follow(listed[symbol], orders[symbol]))._replace(
+                inventory=_inventory(listed[symbol], tranches[symbol], self.marks.get(symbol))
+            )
+            for symbol in self.symbols
+            if symbol in listed
+        ]
         lag = await self._ledger.lag(self.sources)
         return View(views, self._rate(sum(view.fund.entry for view in views)), lag, list(self._events))
 
@@ -140,6 +164,10 @@ class Watch:
                 self._merge(Event(time.time(), fund, Notable.PAID, -entry.change))
                 if not entry.balance:
                     self._merge(Event(time.time(), fund, Notable.DRAINED))
+            if entry.kind == "takeover":
+                self._merge(Event(time.time(), fund, Notable.FORCED if entry.forced else Notable.TAKEN, entry.lots))
+            elif entry.closes and entry.kind != "deleverage":
+                self._merge(Event(time.time(), fund, Notable.UNWOUND, entry.lots))
 
     def _note_orders(self, fund: FundRow, before: dict[int, Order], now: dict[int, Order]) -> None:
         for adl, order in now.items():
@@ -171,6 +199,16 @@ class Watch:
             self._totals.popleft()
         since, before = self._totals[0]
         return (total - before) / (now - since) if now > since else 0.0
+
+
+def _inventory(fund: FundRow, tranches: Sequence[TrancheState], mark: str | None) -> Inventory | None:
+    """The inventory of a fund at a mark; None without lots."""
+    if not tranches:
+        return None
+    inventory = Inventory(fund.contract, Fund(fund.contract).worth, tranches)
+    if mark:
+        inventory.reprice(parse_price(mark, fund.contract.price_decimals))
+    return inventory
 
 
 _Orders = Mapping[str, dict[int, Order]]

@@ -63,8 +63,8 @@ RECHECK_SECONDS = 300.0
 CHECK_SECONDS = 1.0
 """The shortest interval at which a walk looks for work."""
 
-OPEN_ORDERS_SIZE_MAX = 200_000
-"""Bounds the open orders, with their positions, that are kept between visits: some 30 MB. Others are read again."""
+POSITIONS_SIZE_MAX = 200_000
+"""Bounds the open orders, with their positions, and tranches that are kept between visits: 50 MB. Others are read again."""
 
 DIFFERENCES_MAX = 5
 """Differences of one part that are logged: one altered entry may break all that follow."""
@@ -89,8 +89,8 @@ class Metrics(Protocol):
     def recomputed(self, entries: int) -> None:
         """Counts recomputed entries."""
 
-    def conserved(self, symbol: str, error: int) -> None:
-        """Sets the conservation error of a contract, in atoms."""
+    def conserved(self, symbol: str, error: int, lots_error: int) -> None:
+        """Sets the conservation errors of a contract: of its amounts, in atoms, and of its inventory, in lots."""
 
 
 class DueLedger(NamedTuple):
@@ -109,7 +109,7 @@ class PartResult(NamedTuple):
 
 
 class WalkPositions:
-    """The positions of walks with their open orders. Keeps the latest ones, up to OPEN_ORDERS_SIZE_MAX."""
+    """The positions of walks with their open orders and inventories. Keeps the latest ones, up to POSITIONS_SIZE_MAX."""
 
     def __init__(self) -> None:
         self._positions: OrderedDict[tuple[str, Walk], tuple[Followed, int]] = OrderedDict()
@@ -124,11 +124,11 @@ class WalkPositions:
         for one in held:
             left: Walk = "newest" if one.ended else walk
             self._pop(one.symbol, left)
-            size = one.followed.opened.size
-            if 0 < size <= OPEN_ORDERS_SIZE_MAX:
+            size = one.followed.size
+            if 0 < size <= POSITIONS_SIZE_MAX:
                 self._positions[one.symbol, left] = one.followed, size
                 self._size += size
-        while self._size > OPEN_ORDERS_SIZE_MAX:
+        while self._size > POSITIONS_SIZE_MAX:
             _, (_, size) = self._positions.popitem(last=False)
             self._size -= size
 
@@ -184,7 +184,7 @@ class Auditor:
         self._secrets = secrets
         self._pace = Pace(config.share)
         self._reported: dict[tuple[str, AuditKind], list[str]] = {}
-        self._followed = 0
+        self._steps = 0
         self._positions = WalkPositions()
 
     async def run(self) -> None:
@@ -308,15 +308,20 @@ class Auditor:
         if ledger is None:
             return PartResult(part.since, [missing(symbol)], None)
         replay = part.replay(ledger, policies, self._secrets)
-        for _ in part.followed(replay):
-            self._followed += 1
-            if self._followed % CHUNK_ENTRIES == 0:
-                await asyncio.sleep(0)
+        await self._in_chunks(part.followed(replay))
         self._metrics.recomputed(len(part))
         part.compare(replay)
+        await self._in_chunks(part.compared_lots(replay))
         if part.totals and self._owns(symbol):
-            self._metrics.conserved(symbol, replay.conservation_error(ledger.fund, part.totals))
-        return PartResult(Followed(replay.checkpoint, replay.orders.opened), replay.differences, replay.differs_at)
+            self._metrics.conserved(symbol, replay.conservation_error(ledger.fund, part.totals), part.lots_error())
+        return PartResult(part.reached(replay), replay.differences, replay.differs_at)
+
+    async def _in_chunks(self, steps: Iterable[None]) -> None:
+        """Takes all steps; yields to the loop after each CHUNK_ENTRIES."""
+        for _ in steps:
+            self._steps += 1
+            if self._steps % CHUNK_ENTRIES == 0:
+                await asyncio.sleep(0)
 
     def _report_differences(self, symbol: str, walk: AuditKind, found: PartResult) -> None:
         """Logs the differences of a walk, unless they are logged already, and sets the metrics."""

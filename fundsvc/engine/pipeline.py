@@ -71,7 +71,7 @@ class Ledger(Protocol):
         """Returns the ledger's facts of the first of some ascending sequences of each contract, at least of one each."""
 
     def prepare(self, batch: Draft) -> None:
-        """Called after more events are settled into the batch: the ledger may encode its entries while they are in cache."""
+        """Called after more events are settled into the batch: the ledger may encode rows while they are in cache."""
 
     async def commit(self, batch: Batch, before: Offset, after: Offset) -> None:
         """Writes a batch and moves the offset in one transaction."""

@@ -34,7 +34,7 @@ from fundsvc.engine.refusals import Refusals, RefusedBatch
 from fundsvc.engine.step_counter import StepCounter
 from fundsvc.engine.stream_start import Halted, StreamStart
 from fundsvc.engine.target_sizing import TargetSizing
-from fundsvc.logs.batches import Anomalies, Orders, Rejections
+from fundsvc.logs.batches import Anomalies, Orders, Outcomes, Rejections
 from fundsvc.logs.faults import Outage
 from fundsvc.metrics import Metrics
 from fundsvc.readmodel.book_recovery import BookRecovery
@@ -123,6 +123,7 @@ class Session:
         self._outage = Outage(self._log, "settling")
         self._rejections = Rejections(self._log)
         self._orders = Orders(self._log)
+        self._outcomes = Outcomes(self._log)
         self._oddities = Anomalies(self._log)
         self._offset = Offset(STREAM_START, 0)
         self._halted = ""
@@ -162,6 +163,7 @@ class Session:
         finally:
             self._rejections.log_rest()
             self._orders.log_rest()
+            self._outcomes.log_rest()
             self._metrics.release(self._partition, self._config.stream.partitions)
 
     async def _settle_with_retries(self, stop: asyncio.Event) -> None:
@@ -361,6 +363,7 @@ class Session:
         self._statement_seconds = self._statement_seconds_min
         self._metrics.committed(committed.batch, committed.durations)
         await self._publish_orders(list(committed.batch.orders.values()), committed.offset)
+        self._outcomes.note(committed.batch, committed.offset)
         self._rejections.note(committed.batch.rejected)
         self._oddities.note(committed.batch, committed.offset)
         await self._resume()
@@ -394,9 +397,11 @@ class Session:
     async def _measure_lag(self) -> None:
         self._rejections.log_due()
         self._orders.log_due()
+        self._outcomes.log_due()
         settled = self._offset
         now_ms = await self._source.now_ms()
         await self._loaded.exclusive.run(partial(self._show_books, now_ms))
+        await self._loaded.exclusive.run(partial(self._show_inventories, now_ms))
         await self._source.drop_oversized(settled.last_id)
         left = unsettled_messages(await self._source.state(), settled)
         self._metrics.lag_messages.labels(self._partition).set(left)
@@ -412,6 +417,10 @@ class Session:
         books = [book for _, book in self._loaded.state.books() if book.open]
         marks = sum(book.is_mark_old(now_ms, seconds_max) for book in books)
         self._metrics.stale(self._partition, marks, sum(book.stale for book in books))
+
+    def _show_inventories(self, now_ms: int) -> None:
+        """Sets the metrics of inventories that depend on the mark."""
+        self._metrics.exposed(self._loaded.state.exposures(now_ms))
 
     async def _trim(self) -> None:
         """Trims messages older than the retention by the stream server's clock, except those that a commit or a book needs.

@@ -60,6 +60,9 @@ class StreamStart:
             stream_ends=stream.last_id,
             stream_id=stored.last_id,
         )
+        if stream.deleted_id != STREAM_START and id_order(stream.deleted_id) <= id_order(stored.last_id):
+            # These were settled. Reading the stream again sets the offset before them, where a later load would miss them.
+            await self._gaps.pass_over(stream.deleted_id)
         known_ms, _ = min(id_order(stream.last_id), id_order(stored.last_id))
         return Start(Offset(STREAM_START, stream.added - stream.length), stream.deleted_id, known_ms)
 

@@ -1,11 +1,12 @@
-"""Logs the ADL orders and rejected events of durable batches, equal kinds in one line.
+"""Logs the ADL orders, takeovers and rejected events of durable batches, equal kinds in one line.
 
-A batch may contain ten thousand of either, and a storm has hundreds of batches. So the first of a kind is logged at once; the
+A batch may contain ten thousand of each, and a storm has hundreds of batches. So the first of a kind is logged at once; the
 following ones are counted and logged together every few seconds. No line names an account.
 """
 
 import math
 import time
+from collections import Counter
 from collections.abc import Hashable, Iterable
 from itertools import groupby
 from operator import attrgetter
@@ -13,9 +14,10 @@ from typing import Generic, Literal, NamedTuple, TypeVar
 
 from structlog.typing import FilteringBoundLogger
 
-from fundsvc.core.adl.order import OrderState
+from fundsvc.core.adl.order import OrderState, Origin
 from fundsvc.core.batch import Batch, Offset
 from fundsvc.core.events import Reason, Rejected
+from fundsvc.core.fund.inventory import Outcome
 from fundsvc.logs.faults import REPEAT_SECONDS
 
 Course = Literal["opened", "advanced", "done", "uncovered", "returned"]
@@ -26,10 +28,18 @@ Item = TypeVar("Item")
 
 
 class OrderCourse(NamedTuple):
-    """The orders of a contract that took the same course."""
+    """The orders of a contract for the same reason that took the same course."""
 
     symbol: str
+    origin: Origin
     course: Course
+
+
+class TakeoverOutcome(NamedTuple):
+    """The lots of a contract's takeovers that had the same outcome."""
+
+    symbol: str
+    outcome: Outcome
 
 
 class _Notices(Generic[Kind, Item]):
@@ -49,9 +59,9 @@ class _Notices(Generic[Kind, Item]):
         """Logs all pending kinds, at the end."""
         self._log_kinds(list(self._pending))
 
-    def _add(self, kind: Kind, item: Item) -> None:
+    def _add(self, kind: Kind, item: Item, number: int = 1) -> None:
         first, count = self._pending.get(kind, (item, 0))
-        self._pending[kind] = first, count + 1
+        self._pending[kind] = first, count + number
 
     def _log_kinds(self, kinds: Iterable[Kind]) -> None:
         for kind in kinds:
@@ -64,12 +74,12 @@ class _Notices(Generic[Kind, Item]):
 
 
 class Orders(_Notices[OrderCourse, tuple[OrderState, Offset]]):
-    """Logs the changes of a partition's ADL orders, by contract and course."""
+    """Logs the changes of a partition's ADL orders, by contract, origin and course."""
 
     def note(self, orders: Iterable[OrderState], offset: Offset) -> None:
         """Adds orders of a batch that ends at an offset; `log_due` logs them."""
         for order in orders:
-            self._add(OrderCourse(order.symbol, _course(order)), (order, offset))
+            self._add(OrderCourse(order.symbol, order.origin, _course(order)), (order, offset))
 
     def _write(self, kind: OrderCourse, first: tuple[OrderState, Offset], count: int) -> None:
         order, offset = first
@@ -77,6 +87,7 @@ class Orders(_Notices[OrderCourse, tuple[OrderState, Offset]]):
         log_at(
             f"adl order {kind.course}",
             symbol=order.symbol,
+            origin=order.origin,
             adl=order.adl,
             entry=order.cause,
             round=order.round,
@@ -85,6 +96,27 @@ class Orders(_Notices[OrderCourse, tuple[OrderState, Offset]]):
             count=count,
             stream_id=offset.last_id,
         )
+
+
+class Outcomes(_Notices[TakeoverOutcome, Offset]):
+    """Logs the outcomes of a partition's takeovers, by contract and outcome."""
+
+    def __init__(self, log: FilteringBoundLogger) -> None:
+        super().__init__(log)
+        self._lots: Counter[TakeoverOutcome] = Counter()
+
+    def note(self, batch: Batch, offset: Offset) -> None:
+        """Logs the outcomes of a batch that ends at an offset."""
+        for (symbol, outcome), number in batch.outcomes.items():
+            kind = TakeoverOutcome(symbol, outcome)
+            self._lots[kind] += batch.outcome_lots[kind]
+            self._add(kind, offset, number)
+        self.log_due()
+
+    def _write(self, kind: TakeoverOutcome, first: Offset, count: int) -> None:
+        log_at = {"accepted_in_part": self._log.warning, "forced": self._log.error}.get(kind.outcome, self._log.info)
+        lots, stream_id = self._lots.pop(kind), first.last_id
+        log_at(f"takeover {kind.outcome.replace('_', ' ')}", symbol=kind.symbol, lots=lots, count=count, stream_id=stream_id)
 
 
 class Rejections(_Notices[Reason, Rejected]):

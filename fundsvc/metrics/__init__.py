@@ -18,6 +18,7 @@ from fundsvc.core.contracts import Contract, partition_of
 from fundsvc.core.events import Reason
 from fundsvc.core.fund.fullness import Target
 from fundsvc.core.fund.settlement import Fund
+from fundsvc.core.takeover import Exposure
 from fundsvc.metrics.audits import AUDIT_FAMILIES, AuditMetrics
 from fundsvc.metrics.exposition import exposition, yielding
 from fundsvc.metrics.families import FUND_FAMILIES
@@ -231,6 +232,7 @@ class Metrics:
             self._funds[state.symbol].update(state, moved)
         for (symbol, kind), number in batch.kinds().items():
             self._funds[symbol].kinds[kind] += number
+        self._count_takeovers(batch)
         for symbol, number in batch.duplicates.items():
             self._funds[symbol].duplicates += number
         for round_ in batch.rounds:
@@ -245,6 +247,14 @@ class Metrics:
             seconds = self._funds[order.symbol].order(order)
             if seconds is not None:
                 self.adl_seconds.observe(seconds)
+
+    def _count_takeovers(self, batch: Batch) -> None:
+        """Counts the outcomes of takeovers, and shows the lots that funds hold."""
+        for (symbol, outcome), number in batch.outcomes.items():
+            self._funds[symbol].outcomes[outcome] += number
+            self._funds[symbol].outcome_lots[outcome] += batch.outcome_lots[symbol, outcome]
+        for holding in batch.holdings:
+            self._funds[holding.symbol].held[holding.side] = holding.held
 
     def _count_anomalies(self, batch: Batch) -> None:
         """Counts settled events with an anomaly."""
@@ -265,6 +275,12 @@ class Metrics:
             if contract.symbol in self._funds:
                 self._funds[contract.symbol].positions = {name: side.open for name, side in book.sides.items()}
 
+    def exposed(self, exposures: Iterable[tuple[str, Exposure | None]]) -> None:
+        """Shows what inventories mean for their funds, by symbol."""
+        for symbol, exposure in exposures:
+            if symbol in self._funds:
+                self._funds[symbol].exposure = exposure
+
     def target(self, symbol: str, target: Target) -> None:
         """Shows a fund's target from now on."""
         if symbol in self._funds:
@@ -278,9 +294,10 @@ class Metrics:
         """Shows a walk's result for a ledger: whether its last part had no difference, and when it last verified the end."""
         self._audits.setdefault(symbol, AuditMetrics(symbol)).note(walk, good, verified_at)
 
-    def conserved(self, symbol: str, error: int) -> None:
-        """Shows a contract's conservation error in atoms."""
-        self._audits.setdefault(symbol, AuditMetrics(symbol)).error = error
+    def conserved(self, symbol: str, error: int, lots_error: int) -> None:
+        """Shows a contract's conservation errors, in atoms and in lots of its inventory."""
+        audit = self._audits.setdefault(symbol, AuditMetrics(symbol))
+        audit.error, audit.lots_error = error, lots_error
 
     def recomputed(self, entries: int) -> None:
         """Counts entries that the audit recomputed."""

@@ -10,7 +10,7 @@ class AuditMetrics:
     """The audit results of one contract.
 
     By walk: whether the last part had no difference, and when the walk last verified the end of the ledger (seconds since the
-    epoch). `error` is the conservation error in atoms.
+    epoch). `error` is the conservation error in atoms, `lots_error` that of the inventory in lots.
     """
 
     def __init__(self, symbol: str) -> None:
@@ -18,6 +18,7 @@ class AuditMetrics:
         self.good: dict[str, bool] = {}
         self.verified_at: dict[str, float] = {}
         self.error: int | None = None
+        self.lots_error: int | None = None
 
     def note(self, walk: str, good: bool, verified_at: float | None) -> None:
         """Records the result of a walk."""
@@ -65,6 +66,13 @@ AUDIT_FAMILIES: tuple[Family[AuditMetrics], ...] = (
         "Uncovered less recovered, repaid, outstanding and open in ADL, recomputed from a contract's ledger: 0.",
         _LABEL,
         lambda audit: audit.error,
+    ),
+    Family(
+        "fundsvc_inventory_conservation_error_lots",
+        "gauge",
+        "Lots taken over less unwound, deleveraged, held and in takeover orders, recomputed from a contract's ledger: 0.",
+        _LABEL,
+        lambda audit: audit.lots_error,
     ),
 )
 """The families in the order of the exposition."""

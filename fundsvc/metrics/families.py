@@ -8,6 +8,7 @@ from typing import Literal, get_args
 from fundsvc.core.adl.order import State
 from fundsvc.core.adl.valuation import SideName
 from fundsvc.core.fund.chain import Kind
+from fundsvc.core.fund.inventory import Outcome
 from fundsvc.core.fund.state import FundStateName
 from fundsvc.metrics.exposition import Family
 from fundsvc.metrics.funds import FundView
@@ -27,10 +28,15 @@ def _counter(name: str, documentation: str, value: Read, label: str = "") -> Fam
 
 
 def _money(
-    kind: Literal["counter", "gauge"], name: str, documentation: str, atoms: Callable[[FundView], int]
+    kind: Literal["counter", "gauge"], name: str, documentation: str, atoms: Callable[[FundView], int | None]
 ) -> Family[FundView]:
     """Returns a family of amounts in whole units of the settlement currency."""
-    return Family(name, kind, documentation, _OF_CURRENCY, lambda view: atoms(view) / view.unit)
+
+    def units(view: FundView) -> float | None:
+        amount = atoms(view)
+        return None if amount is None else amount / view.unit
+
+    return Family(name, kind, documentation, _OF_CURRENCY, units)
 
 
 def _each(
@@ -39,7 +45,7 @@ def _each(
     documentation: str,
     label: str,
     values: Iterable[str],
-    read: Callable[[str, FundView], float],
+    read: Callable[[str, FundView], float | None],
 ) -> Iterator[Family[FundView]]:
     """Returns a family per value of a further label."""
     return (make(name, documentation, partial(read, value), f',{label}="{value}"') for value in values)
@@ -133,7 +139,7 @@ FUND_FAMILIES: tuple[Family[FundView], ...] = (
     *_each(
         _counter,
         "fundsvc_adl_orders_total",
-        "ADL orders that entered a state: open, done or uncovered.",
+        "ADL orders that entered a state: open, done, uncovered or returned.",
         "state",
         get_args(State),
         lambda state, view: view.fund.orders[state],
@@ -160,6 +166,47 @@ FUND_FAMILIES: tuple[Family[FundView], ...] = (
         "side",
         get_args(SideName),
         lambda side, view: view.fund.positions.get(side, 0),
+    ),
+    *_each(
+        _gauge,
+        "fundsvc_inventory_lots",
+        "Lots that a fund holds.",
+        "side",
+        get_args(SideName),
+        lambda side, view: view.fund.held.get(side) or None,
+    ),
+    _money("gauge", "fundsvc_unrealised_pnl", "Worth of an inventory at the mark.", lambda view: view.unrealised),
+    _money("gauge", "fundsvc_equity", "Balance of a fund + worth of its inventory at the mark.", lambda view: view.equity),
+    _gauge(
+        "fundsvc_inventory_oldest_timestamp_seconds",
+        "Time of the oldest tranche of an inventory.",
+        lambda view: view.exposure and view.exposure.oldest_ts / 1000,
+    ),
+    _gauge(
+        "fundsvc_inventory_open_orders",
+        "Open ADL orders that relieve an inventory.",
+        lambda view: view.inventory_orders,
+    ),
+    _gauge(
+        "fundsvc_inventory_unrelieved",
+        "1 while the equity is below the lower line and no position can be requested, else 0.",
+        lambda view: view.exposure and int(view.exposure.is_unrelieved),
+    ),
+    *_each(
+        _counter,
+        "fundsvc_takeover_outcomes_total",
+        "Outcomes of takeovers.",
+        "outcome",
+        get_args(Outcome),
+        lambda outcome, view: view.fund.outcomes[outcome] if view.fund.held else None,
+    ),
+    *_each(
+        _counter,
+        "fundsvc_takeover_lots_total",
+        "Lots of the outcomes of takeovers.",
+        "outcome",
+        get_args(Outcome),
+        lambda outcome, view: view.fund.outcome_lots[outcome] if view.fund.held else None,
     ),
 )
 """The families in the order of the exposition."""

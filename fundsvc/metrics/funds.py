@@ -10,6 +10,7 @@ from fundsvc.core.fund.fullness import Target
 from fundsvc.core.fund.settlement import Fund, FundState
 from fundsvc.core.fund.state import FundStateName, drawdown, guard_at, state_of
 from fundsvc.core.policy import Guard, payable
+from fundsvc.core.takeover import Exposure
 from fundsvc.metrics.exposition import labels_text
 
 
@@ -21,10 +22,16 @@ class OpenOrder(NamedTuple):
 
 
 class FundMetrics:
-    """A fund as of its last commit in this process, and the counts since this process owns it; amounts in atoms."""
+    """A fund as of its last commit in this process, and the counts since this process owns it; amounts in atoms.
+
+    `held` are the lots of both sides of its inventory, empty before the first takeover. `exposure` changes
+    between commits, too.
+    """
 
     def __init__(self, fund: Fund) -> None:
         self.kinds: Counter[str] = Counter()
+        self.outcomes: Counter[str] = Counter()
+        self.outcome_lots: Counter[str] = Counter()
         self.orders: Counter[str] = Counter()
         self.old = self.gaps = self.repeated_trades = 0
         self.duplicates = self.rounds = self.lots_needed = self.lots_taken = 0
@@ -40,6 +47,8 @@ class FundMetrics:
         self.state = fund.state()
         self.open: dict[int, OpenOrder] = {}
         self.positions: dict[str, int] = {}
+        self.held: dict[str, int] = {one.side: one.held for one in (fund.inventory.states() if fund.inventory else ())}
+        self.exposure: Exposure | None = None
         self._moved = Moved(0, 0)
         self.unit: int = 10**contract.settle_decimals
         self.decimals = contract.settle_decimals
@@ -102,6 +111,28 @@ class FundView:
     def payable(self) -> int:
         """The amount that the fund may pay now: its balance minus the guard's reserve line."""
         return payable(self.balance, self.guard)
+
+    @property
+    def exposure(self) -> Exposure | None:
+        """What the inventory means for the fund; None if the fund holds nothing."""
+        return self.fund.exposure if any(self.fund.held.values()) else None
+
+    @property
+    def unrealised(self) -> int | None:
+        """The worth of the inventory at the mark; None without an inventory or a mark."""
+        return self.exposure.unrealised if self.exposure else None
+
+    @property
+    def equity(self) -> int | None:
+        """The balance plus the worth of the inventory, both of the same moment; None without an inventory or a mark."""
+        return self.exposure.equity if self.exposure else None
+
+    @property
+    def inventory_orders(self) -> int | None:
+        """The open orders that relieve the inventory; None if the fund holds nothing."""
+        if not self.exposure:
+            return None
+        return sum(opened.order.origin == "inventory" for opened in list(self.fund.open.values()))
 
     @property
     def target(self) -> float | None:

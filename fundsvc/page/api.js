@@ -21,10 +21,10 @@ export class ApiError extends Error {
 
 /**
  * Fields that are converted to numbers, because they are small and the page computes with them: times, numbers of entries,
- * orders and rounds, ranks. All other integers stay strings, because JavaScript rounds integers above 2^53.
+ * orders, rounds and tranches, ranks. All other integers stay strings, because JavaScript rounds integers above 2^53.
  */
 const SMALL = new Set(
-  "ts updatedAt recordedAt entryTs entry cause adl round rank ranked lights positions contracts".split(" "),
+  "ts oldestTs updatedAt recordedAt entryTs entry cause closes adl round rank ranked lights positions contracts".split(" "),
 );
 
 /** The query parameter that requests integers as strings. */

@@ -4,6 +4,7 @@ import { showChart } from "./chart.js";
 import { element, visible } from "./dom.js";
 import { showEntries } from "./entries.js";
 import { hash, fundState, money, moment, number, percent, rough } from "./format.js";
+import { showInventory } from "./inventory.js";
 import { showOrders } from "./orders.js";
 import { showQueue } from "./queue.js";
 
@@ -16,6 +17,9 @@ const FACTS = {
   Target: (fund) => money(fund.target, fund.settleCurrency, { reason: "the target size is not calculated yet" }),
   Fullness: (fund) => percent(fund.fullness),
   "Leverage cap": (fund) => rough(fund.leverageCap),
+  Equity: (fund) => money(fund.equity, fund.settleCurrency, { reason: "no mark price is known yet" }),
+  "Unrealised PnL": (fund) =>
+    money(fund.unrealisedPnl, fund.settleCurrency, { signed: true, reason: "no mark price is known yet" }),
   Outstanding: (fund) => money(fund.outstanding, fund.settleCurrency),
   "Open interest": (fund) => element("span", {}, number(fund.openInterest, { reason: "positions are not loaded yet" }), " lots"),
   "Balance to open interest": (fund) => percent(fund.balanceToOpenInterest),
@@ -33,7 +37,7 @@ export function showContract(root, { market, feed }, symbol) {
   root.append(element("header", { class: "contract" }, element("div", { class: "name" }, title, state), worth, facts));
 
   let shown = null;
-  let endPanels = null;
+  let panels = null;
   const unlisten = market.listen(() => {
     const fund = market.funds?.get(symbol);
     if (market.funds && !fund) worth.textContent = `No contract ${visible(symbol)} is listed.`;
@@ -42,28 +46,33 @@ export function showContract(root, { market, feed }, symbol) {
     state.replaceChildren(fundState(fund.state));
     worth.replaceChildren(...worths(fund));
     drawFacts(facts, fund);
-    endPanels ??= showPanels(root, feed, fund);
+    panels ??= showPanels(root, feed, fund);
+    panels.show(fund);
   });
   return () => {
     unlisten();
-    endPanels?.();
+    panels?.end();
   };
 }
 
-/** Shows the panels of a listed contract below its facts. Returns a function that closes them. */
+/** Shows the panels of a listed contract below its facts. Returns `show` for a changed fund, and `end`. */
 function showPanels(root, feed, { symbol, settleCurrency }) {
   const panels = Object.fromEntries(
-    ["chart", "entries", "queue", "orders"].map((name) => [name, element("section", { class: `panel ${name}` })]),
+    ["chart", "inventory", "entries", "queue", "orders"].map((name) => [name, element("section", { class: `panel ${name}` })]),
   );
   root.append(...Object.values(panels));
   const chart = showChart(panels.chart, symbol, settleCurrency);
+  const inventory = showInventory(panels.inventory, symbol);
+  const added = (entry) => [chart, inventory].forEach((panel) => panel.add(entry));
+  const replaced = () => [chart, inventory].forEach((panel) => panel.reload());
   const ends = [
     chart.end,
-    showEntries(panels.entries, feed, symbol, { added: chart.add, replaced: chart.reload }),
+    inventory.end,
+    showEntries(panels.entries, feed, symbol, { added, replaced }),
     showOrders(panels.orders, feed, symbol),
     showQueue(panels.queue, symbol),
   ];
-  return () => ends.forEach((end) => end());
+  return { show: inventory.show, end: () => ends.forEach((end) => end()) };
 }
 
 function worths(fund) {

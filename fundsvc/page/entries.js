@@ -157,9 +157,17 @@ function cause(entry) {
   return element("span", { class: "cause", title: entry.tradeId ? `trade ${entry.tradeId}` : null }, ...notes, origin(entry));
 }
 
-/** Refunds and covers come from an ADL order, not from a fill: their order id is "adl/" and its number. */
-function origin({ kind, orderId, side, lots, price, bankruptcyPrice }) {
-  if (kind === "refund" || kind === "cover") return `ADL order ${orderId.split("/")[1]}, ${lots} lots at ${price}`;
+const OF_ADL = ["refund", "cover", "deleverage"];
+
+/**
+ * Refunds, covers and deleverages come from an ADL order, not from a fill: their order id is "adl/" and its number. A takeover
+ * adds lots to the inventory, an entry that closes lots of a takeover entry takes them from it.
+ */
+function origin({ kind, orderId, side, lots, price, bankruptcyPrice, closes, forced }) {
+  const of = closes ? `, of entry ${closes}` : "";
+  if (OF_ADL.includes(kind)) return `ADL order ${orderId.split("/")[1]}, ${lots} lots at ${price}${of}`;
+  if (kind === "takeover") return `${forced ? "forced: " : ""}${side === "sell" ? "long" : "short"} of ${lots} lots at ${price}`;
+  if (closes) return `unwind: ${side} ${lots} at ${price}${of} at ${bankruptcyPrice}`;
   return `${side} ${lots} at ${price}, bankruptcy price ${bankruptcyPrice}`;
 }
 

@@ -16,6 +16,9 @@ const FIELDS = {
   Lots: (entry) => number(entry.lots),
   Price: (entry) => number(entry.price),
   "Bankruptcy price": (entry) => number(entry.bankruptcyPrice),
+  "Closes lots of": (entry) =>
+    entry.closes ? element("a", { href: entryAddress(entry.symbol, entry.closes) }, `entry ${entry.closes}`) : "–",
+  Forced: (entry) => (entry.forced ? "yes" : "no"),
   Trade: (entry) => element("code", {}, entry.tradeId || "–"),
   Order: (entry) => element("code", {}, entry.orderId || "–"),
   Sequence: (entry) => number(entry.seq),
@@ -46,7 +49,7 @@ export async function openEntry(dialog, symbol, number, closed) {
   }
 }
 
-function details({ entry, previousHash, adl }) {
+function details({ entry, previousHash, adl, inventoryAdl }) {
   const rows = Object.entries(FIELDS).map(([name, show]) => [name, show(entry)]);
   rows.push(["Previous hash", hash(previousHash)]);
   const list = element(
@@ -54,5 +57,6 @@ function details({ entry, previousHash, adl }) {
     { class: "details" },
     ...rows.flatMap(([name, value]) => [element("dt", {}, name), element("dd", {}, value)]),
   );
-  return adl ? [list, element("h3", {}, `ADL ${adl.adl}`), orderSummary(adl)] : [list];
+  const orders = [...(adl ? [adl] : []), ...inventoryAdl];
+  return [list, ...orders.flatMap((order) => [element("h3", {}, `ADL ${order.adl}`), orderSummary(order)])];
 }

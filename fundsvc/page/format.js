@@ -75,6 +75,21 @@ function momentText(ms) {
   return day(ms) === day(Date.now()) ? clock(ms) : dayAndClock(ms);
 }
 
+/** Units of ages, the longest first, in milliseconds. */
+const AGE_UNITS = [
+  ["d", 86_400_000],
+  ["h", 3_600_000],
+  ["min", 60_000],
+];
+
+/** Shows the time since a moment in its longest unit, such as "3 h". Its title is UTC. */
+export function age(ms) {
+  const passed = Math.max(0, Date.now() - ms);
+  const [unit, length] = AGE_UNITS.find(([, length]) => passed >= length) ?? ["s", 1000];
+  const utc = new Date(ms).toISOString();
+  return element("time", { class: "age", datetime: utc, title: utc }, `${Math.floor(passed / length)} ${unit}`);
+}
+
 /** Shows a time in UTC, to the millisecond. */
 export function instant(ms) {
   const utc = new Date(ms).toISOString();

@@ -18,7 +18,10 @@ const PAGE_MAX = 500;
 const KEPT_ORDERS = 100;
 
 /** The fund state whose style an order state has. */
-const STATE_STYLES = { open: "adl", done: "ok", uncovered: "uncovered" };
+const STATE_STYLES = { open: "adl", done: "ok", uncovered: "uncovered", returned: "warning" };
+
+/** The reasons for orders that close lots instead of recovering an amount. */
+const ORIGINS = { takeover: "rest of a takeover", inventory: "inventory too heavy" };
 
 const ALLOCATION_COLUMNS = {
   Rank: (row) => element("span", {}, number(row.rank), ` of ${row.ranked}`),
@@ -33,23 +36,16 @@ const ALLOCATION_COLUMNS = {
   Score: (row) => rough(row.score),
 };
 
-/** Shows an order: its facts, a bar of the amount taken against the amount needed, and its amounts. */
+/** Shows an order: its facts, a bar of what was taken against what is needed, and its amounts or lots. */
 export function orderSummary(order) {
-  const cause = entryAddress(order.symbol, order.cause);
   const facts = [
     element("span", { class: "state", "data-state": STATE_STYLES[order.state] }, order.state),
+    ...(ORIGINS[order.origin] ? [element("span", { class: "origin" }, ORIGINS[order.origin])] : []),
     element("span", {}, `${order.reduce}s reduced at `, number(order.price)),
-    element("a", { href: cause }, `cause: entry ${order.cause}`),
+    causeLink(order),
     moment(order.ts),
   ];
-  const amounts = {
-    Needed: number(order.needed),
-    Taken: number(order.taken),
-    Lots: element("span", {}, number(order.lotsTaken), " of ", number(order.lotsNeeded)),
-    Refund: number(order.refund),
-    Rest: number(order.rest),
-  };
-  const list = Object.entries(amounts).map(([name, value]) =>
+  const list = Object.entries(quantities(order)).map(([name, value]) =>
     element("div", {}, element("dt", {}, name), element("dd", {}, value)),
   );
   return element(
@@ -61,15 +57,34 @@ export function orderSummary(order) {
   );
 }
 
-/** Shows a bar as long as the larger amount, with a line at the amount needed. Floats suffice for lengths. */
+/** A takeover of which the fund accepted no lots has no entry. */
+function causeLink({ symbol, cause, closes }) {
+  if (!cause) return element("span", {}, "cause: a takeover without an entry");
+  const text = closes ? `closes lots of entry ${closes}` : `cause: entry ${cause}`;
+  return element("a", { href: entryAddress(symbol, cause) }, text);
+}
+
+/** The amounts of an order for an amount, or the lots of an order for lots, by their titles. */
+function quantities(order) {
+  const lots = element("span", {}, number(order.lotsTaken), " of ", number(order.lotsNeeded));
+  if (order.origin !== "shortfall") return { Lots: lots, "Closed in the market": number(order.lotsUnwound) };
+  return {
+    Needed: number(order.needed),
+    Taken: number(order.taken),
+    Lots: lots,
+    Refund: number(order.refund),
+    Rest: number(order.rest),
+  };
+}
+
+/** Shows a bar as long as the larger amount or lots, with a line at what is needed. Floats suffice for lengths. */
 function bar(order) {
-  const [needed, taken] = [Number(order.needed), Number(order.taken)];
+  const isOfLots = order.origin !== "shortfall";
+  const [takenText, neededText] = isOfLots ? [order.lotsTaken, order.lotsNeeded] : [order.taken, order.needed];
+  const [needed, taken] = [Number(neededText), Number(takenText)];
   const whole = Math.max(needed, taken) || 1;
-  const made = element(
-    "div",
-    { class: "taken", role: "img", "aria-label": `taken ${order.taken} of needed ${order.needed}` },
-    element("i", {}),
-  );
+  const label = `taken ${takenText} of needed ${neededText}${isOfLots ? " lots" : ""}`;
+  const made = element("div", { class: "taken", role: "img", "aria-label": label }, element("i", {}));
   made.style.setProperty("--taken", taken / whole);
   made.style.setProperty("--needed", needed / whole);
   return made;

@@ -1,7 +1,8 @@
 """Keeps the ADL books in memory in a process that settles nothing: the books that the engines saved, then the streams' events.
 
-A partition's books are loaded once one of its contracts has had a position; until then only its offset is read. After a fault
-the books keep their state and the time of that state until the next attempt succeeds. Nothing is written.
+A partition's books are loaded once one of its contracts has had a position or its fund an inventory; until then only its offset
+is read. After a fault the books keep their state and the time of that state until the next attempt succeeds. Nothing is
+written.
 """
 
 import asyncio
@@ -18,20 +19,22 @@ from fundsvc.concurrency.background import keep_running
 from fundsvc.concurrency.exclusive import Exclusive, single_thread_executor
 from fundsvc.config.settings import Config
 from fundsvc.core.adl.book import Book
-from fundsvc.core.adl.preview import Preview, RequestSize, preview
+from fundsvc.core.adl.order import AdlOrder
+from fundsvc.core.adl.preview import Preview, RequestSize, TakeoverPreview, preview, preview_takeover
 from fundsvc.core.adl.queue import Section, sections
 from fundsvc.core.adl.ranking import Ranking
 from fundsvc.core.adl.side import Side
 from fundsvc.core.adl.valuation import Rank, SideName
 from fundsvc.core.batch import Offset, StoredBook
 from fundsvc.core.contracts import Contract, partition_of
-from fundsvc.core.events import Fill
+from fundsvc.core.events import Fill, Takeover
 from fundsvc.core.fund.settlement import Fund
 from fundsvc.core.partition import Partition
 from fundsvc.core.policy import Policy
 from fundsvc.logs.faults import Outage
 from fundsvc.metrics import Metrics
 from fundsvc.readmodel.book_recovery import BookRecovery
+from fundsvc.readmodel.inventories import TRANCHES_MANY
 from fundsvc.store.adl import AdlReader
 from fundsvc.store.database import Pool, StoreFault
 from fundsvc.store.writer import STREAM_START
@@ -129,6 +132,11 @@ class AdlBooks:
         book = self.book(symbol, partition_of(symbol, len(self._partitions)))
         return book.open if book else 0
 
+    def mark(self, symbol: str) -> int | None:
+        """Returns the live mark of a contract, None before the first; raises NotFollowed."""
+        book = self.book(symbol, partition_of(symbol, len(self._partitions)))
+        return book.mark if book else None
+
     def views(self) -> list[BookView]:
         """Returns all books that have had a mark or a position; raises NotFollowed."""
         return [view for partition in self._partitions for view in partition.views()]
@@ -167,13 +175,50 @@ class AdlBooks:
 
         Raises Rejection if the fill could not be settled, NotFollowed, or StoreFault.
         """
-        (fund,) = await self._ledger.funds(partition, lambda _: policy, contract.symbol)
+
+        def compute(fund: Fund, orders: Iterable[AdlOrder], view: BookView) -> Result:
+            return answer(preview(fund, view.book, orders, fill, request_size), view)
+
+        return await self._previewed(contract, partition, policy, compute)
+
+    async def preview_takeover(
+        self,
+        contract: Contract,
+        partition: int,
+        policy: Policy,
+        takeover: Takeover,
+        rate: int | None,
+        answer: Callable[[TakeoverPreview, BookView], Result],
+        request_size: RequestSize = int,
+    ) -> Result:
+        """Computes what a takeover would do; see `preview`, and `core.preview` for `rate`."""
+
+        def compute(fund: Fund, orders: Iterable[AdlOrder], view: BookView) -> Result:
+            return answer(preview_takeover(fund, view.book, orders, takeover, rate, request_size), view)
+
+        return await self._previewed(contract, partition, policy, compute)
+
+    async def _previewed(
+        self,
+        contract: Contract,
+        partition: int,
+        policy: Policy,
+        compute: Callable[[Fund, Iterable[AdlOrder], BookView], Result],
+    ) -> Result:
+        """Returns the result of `compute` for a contract's fund under a policy, its open orders and its book."""
+        stored = await self._ledger.stored_fund(partition, contract.symbol)
         orders = await self._ledger.open_orders(partition, contract.symbol)
 
         def read(view: BookView) -> Result:
-            return answer(preview(fund, view.book, iter(orders.decoded()), fill, request_size), view)
+            fund = stored.restored(policy)
+            if view.book.mark is None:
+                view.book.mark = stored.mark  # The books of the partition are not loaded, because they have no positions.
+            if fund.inventory is not None and view.book.mark is not None:
+                fund.inventory.reprice(view.book.mark)
+            return compute(fund, iter(orders.decoded()), view)
 
-        return await self.read(contract, partition, read, is_long=len(orders.records) > RECORDS_MANY)
+        is_long = len(orders.records) > RECORDS_MANY or len(stored.tranches) > TRANCHES_MANY
+        return await self.read(contract, partition, read, is_long=is_long)
 
     def queue(self, view: BookView) -> Queue:
         """Returns the queue of each side by lights, empty without a mark. Ranks again only after a change."""
@@ -297,7 +342,7 @@ class FollowedPartition:
         return self._followed
 
     async def _load(self, offset: Offset) -> "_LoadedBooks | None":
-        """Loads the saved books and updates them to an offset; returns None if no book ever had a position."""
+        """Loads the saved books and updates them to an offset; returns None if nothing needs them."""
         if not await self._ledger.has_positions(self.number):
             return None
         kept = await self._ledger.books(self.number)

@@ -3,7 +3,8 @@
 The ledger is its own outbox: a contract's entry numbers have no gaps and appear in commit order, and each commit moves the
 offset of its partition. The tail polls the offsets many times a second. Where an offset moved, it reads the versions of the
 partition's funds, then the funds whose versions changed, and the new entries of followed contracts. Listeners receive committed
-entries in order, without gaps and without repetition, also across outages of the database.
+entries in order, without gaps and without repetition, also across outages of the database. Once a second the tail values the
+inventories whose marks changed.
 """
 
 import asyncio
@@ -15,13 +16,16 @@ from typing import NamedTuple
 import structlog
 
 from fundsvc.concurrency.background import keep_running
+from fundsvc.concurrency.exclusive import single_thread_executor
 from fundsvc.config.settings import Config
 from fundsvc.core.contracts import Contract
 from fundsvc.logs.faults import Outage
 from fundsvc.metrics import Metrics
+from fundsvc.readmodel.inventories import HeldInventory, Inventories
 from fundsvc.store.adl import OrderRow
 from fundsvc.store.database import Pool, StoreFault, acquired, faults, open_pool
 from fundsvc.store.freshness import Freshness
+from fundsvc.store.inventories import inventory_entries, load_inventory
 from fundsvc.store.reader import READ_SECONDS_MAX, EntryRow, FundRow
 from fundsvc.store.tail_queries import (
     Connection,
@@ -45,6 +49,9 @@ SILENCE_SECONDS_MAX = 3.0
 RETRY_SECONDS = 0.2
 """The pause after a fault of the database."""
 
+MARK_SECONDS = 1.0
+"""Inventories are valued at a new mark at most this often. Marks may change many times a second."""
+
 CONNECTIONS_MAX = 2
 """One for the tail, and one to query the state of a replica."""
 
@@ -55,7 +62,10 @@ log = structlog.get_logger()
 
 
 class Change(NamedTuple):
-    """New data: funds, entries of followed contracts in order, and orders that began, advanced or ended."""
+    """New data: funds, entries of followed contracts in order, and orders that began, advanced or ended.
+
+    A fund also counts as changed if its inventory was valued at another mark.
+    """
 
     funds: Sequence[FundRow]
     entries: Sequence[EntryRow]
@@ -67,16 +77,23 @@ Listener = Callable[[Change], None]
 
 
 class Tail:
-    """Follows the ledger. `funds` and `contracts` are ordered by symbol. They change only while the tail's task runs."""
+    """Follows the ledger. `funds` and `contracts` are ordered by symbol. They change only while the tail's tasks run.
 
-    def __init__(self, pool: Pool, freshness: Freshness, metrics: Metrics, seconds: float) -> None:
+    `held` has the inventories of the funds that ever had one, each after the entry of its fund.
+    """
+
+    def __init__(
+        self, pool: Pool, freshness: Freshness, metrics: Metrics, seconds: float, inventories: Inventories | None = None
+    ) -> None:
         self.funds: Mapping[str, FundRow] = {}
         self.contracts: Mapping[str, Contract] = {}
+        self.held: Mapping[str, HeldInventory] = {}
         self.listeners: list[Listener] = []
         self.freshness = freshness
         self._pool = pool
         self._metrics = metrics
         self._seconds = seconds
+        self._inventories = inventories or Inventories(lambda _: None)
         self._read_at: float | None = None
         self._next = 0.0
         self._has_more = False
@@ -105,6 +122,16 @@ class Tail:
             except StoreFault as fault:
                 outage.note(fault)
             await asyncio.sleep(RETRY_SECONDS)
+
+    async def follow_marks(self) -> None:
+        """Values inventories at their new marks, and notifies the listeners, until cancelled."""
+        while True:
+            await asyncio.sleep(MARK_SECONDS)
+            for symbol, shown, held in await self._inventories.revalue(self.held):
+                # Else the tail has shown a later state meanwhile, or is about to.
+                if self.held[symbol] is shown and held.entry == self.funds[symbol].entry:
+                    self.held = {**self.held, symbol: held}
+                    self._notify(Change([self.funds[symbol]], (), ()))
 
     async def _pause(self) -> None:
         """Waits until `tail_seconds` have passed since the last read began; does not wait if entries are left to read."""
@@ -184,9 +211,11 @@ class Tail:
         moved = await self._moved_orders(connection, now)
         symbols = {symbol for symbol, place in now.items() if self._places.get(symbol) != place}
         symbols.update(order.symbol for order in moved)
-        changed = await versioned_funds(connection, symbols) if symbols else {}
+        found = await versioned_funds(connection, symbols) if symbols else {}
+        changed, held = await self._changed_inventories(connection, found)
         self.freshness.observe(looked.now_ms, looked.as_of_ms)
         self._update_funds(changed)
+        self.held = {**self.held, **held} if held else self.held
         # A fund may have changed again after its orders were read. Keeping the older order number reads those orders next time.
         self._places |= {symbol: stand.version._replace(adl=now[symbol].adl) for symbol, stand in changed.items()}
         for order in moved:
@@ -204,6 +233,23 @@ class Tail:
         fresh = await open_orders(connection, unknown) if unknown else []
         due = (order for order in (*found, *fresh) if order.adl <= now[order.symbol].adl)
         return [order for order in due if self._orders.get((order.symbol, order.adl)) != order]
+
+    async def _changed_inventories(
+        self, connection: Connection, changed: Mapping[str, VersionedFund]
+    ) -> tuple[Mapping[str, VersionedFund], Mapping[str, HeldInventory]]:
+        """Returns changed funds and their inventories, both after the same entries."""
+        contracts = {symbol: stand.contract for symbol, stand in changed.items() if stand.has_inventory}
+        if not contracts:
+            return changed, {}
+        unknown = self._inventories.unknown(contracts, {symbol: changed[symbol].fund.entry for symbol in contracts})
+        for symbol in unknown:
+            await self._inventories.load(contracts[symbol], await load_inventory(connection, symbol))
+        if unknown:
+            # The inventories may be later than the funds.
+            changed = {**changed, **await versioned_funds(connection, unknown)}
+        until = {symbol: changed[symbol].fund.entry for symbol in contracts}
+        entries = await inventory_entries(connection, self._inventories.positions(contracts), until)
+        return changed, await self._inventories.advance(until, entries)
 
     def _before(self, symbol: str, place: FundVersion) -> FundVersion | None:
         """Returns the known version of a contract if the contract has further orders since, else None."""
@@ -239,23 +285,30 @@ class Tail:
 
 
 @asynccontextmanager
-async def open_tail(config: Config, metrics: Metrics) -> AsyncIterator[Tail]:
-    """Provides a tail that follows the ledger over its own connections. It is filled, unless the database fails."""
+async def open_tail(
+    config: Config, metrics: Metrics, mark_of: Callable[[str], int | None] = lambda _: None
+) -> AsyncIterator[Tail]:
+    """Provides a tail that follows the ledger over its own connections. It is filled, unless the database fails.
+
+    `mark_of` returns the live mark of a contract.
+    """
     database = config.database
-    async with (
-        open_pool(database.reader_dsn or database.dsn, CONNECTIONS_MAX) as pool,
-        open_pool(database.dsn, 1) as primary,
-        asyncio.TaskGroup() as tasks,
-    ):
-        freshness = Freshness(pool, primary, config.http.stale_seconds_max)
-        tail = Tail(pool, freshness, metrics, config.http.tail_seconds)
-        with suppress(StoreFault):
-            await tail.start()
-        await freshness.refresh()
-        works = {"tail": tail.run, "freshness": freshness.run}
-        running = [tasks.create_task(keep_running(name, work, log)) for name, work in works.items()]
-        try:
-            yield tail
-        finally:
-            for task in running:
-                task.cancel()
+    with single_thread_executor("fundsvc inventories") as worker:
+        async with (
+            open_pool(database.reader_dsn or database.dsn, CONNECTIONS_MAX) as pool,
+            open_pool(database.dsn, 1) as primary,
+            asyncio.TaskGroup() as tasks,
+        ):
+            inventories = Inventories(mark_of, worker)
+            freshness = Freshness(pool, primary, config.http.stale_seconds_max)
+            tail = Tail(pool, freshness, metrics, config.http.tail_seconds, inventories)
+            with suppress(StoreFault):
+                await tail.start()
+            await freshness.refresh()
+            works = {"tail": tail.run, "marks": tail.follow_marks, "freshness": freshness.run}
+            running = [tasks.create_task(keep_running(name, work, log)) for name, work in works.items()]
+            try:
+                yield tail
+            finally:
+                for task in running:
+                    task.cancel()

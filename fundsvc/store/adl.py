@@ -5,18 +5,20 @@ from datetime import datetime
 from itertools import islice
 from typing import Any, NamedTuple
 
-import asyncpg
-
-from fundsvc.core.adl.order import POSITIONS_PER_RECORD_MAX, AdlOrder, Reduced, RoundTerms, State
+from fundsvc.core.adl.order import POSITIONS_PER_RECORD_MAX, AdlOrder, Origin, Reduced, RoundTerms, State
 from fundsvc.core.adl.records import reduced_of, terms_of
 from fundsvc.core.adl.valuation import SideName
 from fundsvc.core.batch import EventPlace, Offset, StoredBook
+from fundsvc.core.fund.inventory import TrancheState
 from fundsvc.core.fund.settlement import Fund
 from fundsvc.core.numbers import INT64_MAX
 from fundsvc.core.policy import Policy
 from fundsvc.store.database import SQL, Pool, snapshot
 from fundsvc.store.reader import fetch, reading
-from fundsvc.store.writer import load_books, load_funds, orders_from
+from fundsvc.store.writer import fund_from, holding_from, load_books, orders_from
+
+ORDERS_OF_ENTRY_MAX = 100
+"""A tranche that stays losing is relieved again and again, so its takeover entry may have any number of orders."""
 
 
 class OrderRow(NamedTuple):
@@ -39,6 +41,8 @@ class OrderRow(NamedTuple):
     updated_at: datetime
     acknowledged: bool
     policy_version: int
+    origin: Origin
+    unwound: int
 
 
 class AllocationRow(NamedTuple):
@@ -103,6 +107,22 @@ class OpenOrders(NamedTuple):
         return orders_from(self.orders, [row for row in self.records if (row["symbol"], row["adl"]) in known])
 
 
+class StoredFund(NamedTuple):
+    """The rows of a fund and its inventory, and the last stored mark. `restored` takes long for many tranches."""
+
+    mark: int | None
+    fund: Any
+    holdings: list[Any]
+    tranches: list[Any]
+
+    def restored(self, policy: Policy) -> Fund:
+        """Returns the fund under a policy, with its inventory if it ever had one."""
+        fund = fund_from(self.fund, policy)
+        if self.holdings:
+            fund.restore_inventory([TrancheState(*row) for row in self.tranches], [holding_from(row) for row in self.holdings])
+        return fund
+
+
 class AdlReader:
     """Reads ADL data. Every method raises StoreFault if the database is unreachable."""
 
@@ -115,7 +135,7 @@ class AdlReader:
         return {row["partition"]: Offset(row["last_id"], row["messages"], row["events"], row["partial_id"]) for row in rows}
 
     async def has_positions(self, partition: int) -> bool:
-        """Returns whether any contract of the partition ever had a position."""
+        """Returns whether any contract of the partition ever had a position, or its fund an inventory."""
         ((found,),) = await self._fetch("books_with_positions", partition)
         return bool(found)
 
@@ -134,14 +154,17 @@ class AdlReader:
         rows = await self._fetch("reduced_sides", *zip(*orders, strict=True))
         return {(row["symbol"], row["adl"]): row["reduce"] for row in rows}
 
-    async def funds(self, partition: int, policy_of: Callable[[str], Policy], symbol: str | None = None) -> list[Fund]:
-        """Returns the funds of a partition's contracts, or of one contract."""
+    async def funds(self, partition: int, policy_of: Callable[[str], Policy]) -> list[Fund]:
+        """Returns the funds of a partition's contracts, without their inventories."""
+        return [fund_from(row, policy_of(row["symbol"])) for row in await self._fetch("load_funds", partition, None)]
+
+    async def stored_fund(self, partition: int, symbol: str) -> StoredFund:
+        """Returns the rows of the fund of a listed contract."""
         async with reading(self._pool) as connection, snapshot(connection):
-
-            async def fetch(block: str, *parameters: Any) -> list[asyncpg.Record]:
-                return await connection.fetch(SQL[block], *parameters)
-
-            return await load_funds(fetch, partition, symbol, policy_of)
+            blocks = ("load_funds", "load_holdings", "load_tranches")
+            mark = await connection.fetchval(SQL["stored_mark"], symbol)
+            fund, holdings, tranches = [await connection.fetch(SQL[block], partition, symbol) for block in blocks]
+        return StoredFund(mark, fund[0], holdings, tranches)
 
     async def open_orders(self, partition: int, symbol: str) -> OpenOrders:
         """Returns the open orders of a contract."""
@@ -199,8 +222,8 @@ class AdlReader:
         return found
 
     async def caused_by(self, symbol: str, entry: int) -> list[OrderRow]:
-        """Returns the order that an entry of a contract caused, or an empty list."""
-        return [OrderRow(*row) for row in await self._fetch("orders_caused", symbol, entry)]
+        """Returns the first ORDERS_OF_ENTRY_MAX orders whose cause is an entry of a contract, by number."""
+        return [OrderRow(*row) for row in await self._fetch("orders_caused", symbol, entry, ORDERS_OF_ENTRY_MAX)]
 
     async def latest_reductions(self, account: str, count: int) -> list[ReductionRow]:
         """Returns the latest reductions of an account's positions, newest first."""

@@ -32,7 +32,17 @@ from fundsvc.core.fund.verification import (
 from fundsvc.core.numbers import INT64_MAX
 from fundsvc.core.policy import SavedGuard
 from fundsvc.core.times import AHEAD_SECONDS_MAX
-from fundsvc.store.database import SQL, Pool, snapshot
+from fundsvc.store.audit_inventories import (
+    PAGE_TRANCHES,
+    HeldLots,
+    HeldRows,
+    Sums,
+    empty_lots,
+    keep_lots,
+    read_held,
+    restored_lots,
+)
+from fundsvc.store.database import SQL, Pool, snapshot, transaction
 from fundsvc.store.exports import fund_state_from, line_from, record_from
 from fundsvc.store.reader import fetch, reading
 from fundsvc.store.writer import contract_from
@@ -83,10 +93,19 @@ class Ledger(NamedTuple):
 
 
 class Followed(NamedTuple):
-    """A checkpoint of a walk with the open orders there, so that their records are not read again."""
+    """A checkpoint of a walk with the open orders and the inventory there, so that their rows are not read again.
+
+    `held` is None before entry 1.
+    """
 
     checkpoint: Checkpoint
     opened: OpenOrders
+    held: HeldLots | None = None
+
+    @property
+    def size(self) -> int:
+        """The number of open orders, positions of their rounds and tranches; a measure of memory."""
+        return self.opened.size + (self.held.size if self.held else 0)
 
 
 def beginning() -> Followed:
@@ -107,6 +126,11 @@ class Rows(NamedTuple):
         """Whether the read reached the end of the ledger."""
         return len(self.entries) < self.entries_max and len(self.records) < self.records_max
 
+    @property
+    def tranches(self) -> set[int]:
+        """The takeover entries of the tranches that the entries add or reduce."""
+        return {row["closes"] or row["entry"] for row in self.entries if row["closes"] or row["kind"] == "takeover"}
+
 
 class Orders(NamedTuple):
     """The rows of the ADL orders that a part names, by number; at the end also the sums over all orders of the contract."""
@@ -122,20 +146,23 @@ class LedgerPart:
     sums over all ADL orders.
     """
 
-    def __init__(self, since: Followed, ledger: Ledger | None, rows: Rows, orders: Orders) -> None:
+    def __init__(self, since: Followed, ledger: Ledger | None, rows: Rows, orders: Orders, held_rows: HeldRows | None) -> None:
         self.since = since
         self.ledger = ledger
         self.ended = rows.ended
         self.totals = orders.totals
         self._rows = rows
         self._orders = orders.rows
+        self._held = since.held or (empty_lots(ledger.contract) if ledger else None)
+        self.held_rows = held_rows
 
     def __len__(self) -> int:
         return len(self._rows.entries)
 
     def replay(self, ledger: Ledger, policies: Policies, secrets: Secrets = NO_SECRETS) -> Replay:
-        """Returns a replay from the checkpoint. It changes the checkpoint's open orders, so call this at most once."""
-        return Replay(ledger.contract, ledger.late, self.since.checkpoint, policies, self.since.opened, secrets)
+        """Returns a replay from the checkpoint. It changes the checkpoint's orders and inventory, so call this at most once."""
+        since, inventory = self.since, self._held.inventory if self._held else None
+        return Replay(ledger.contract, ledger.late, since.checkpoint, policies, since.opened, secrets, inventory)
 
     def followed(self, replay: Replay) -> Iterator[None]:
         """Passes the entries and records to a replay in the order in which they were written; yields after each."""
@@ -147,7 +174,13 @@ class LedgerPart:
                 if line.entry.ts > line.recorded_at.timestamp() * 1000 + AHEAD_SECONDS_MAX * 1000:
                     replay.distrust_guard()
                 replay.follow(line.entry, line.hash, known=self._has_recorded_policies(line.recorded_at))
+                if self._held:
+                    self._held.note(line.entry)
             yield
+
+    def reached(self, replay: Replay) -> Followed:
+        """Returns the checkpoint at the end of the part, after it was followed."""
+        return Followed(replay.checkpoint, replay.orders.opened, self._held)
 
     def compare(self, replay: Replay) -> None:
         """Compares the recomputed values with the rows of orders, and at the end with the fund."""
@@ -155,6 +188,17 @@ class LedgerPart:
         if self.totals and self.ledger:
             replay.finish(self.ledger.fund, self.totals)
             replay.differences.extend(self.ledger.differences)
+
+    def compared_lots(self, replay: Replay) -> Iterator[None]:
+        """Compares the recomputed inventory at the end with its rows; yields after each tranche."""
+        if self.held_rows and self._held and self.ledger:
+            for difference in self.held_rows.differences(self.ledger.contract.symbol, self._held):
+                replay.differences += [difference] if difference else []
+                yield
+
+    def lots_error(self) -> int:
+        """Returns the conservation error of the inventory at the end, in lots; 0 in a correct ledger."""
+        return self.held_rows.conservation_error(self._held) if self.held_rows and self._held else 0
 
     def _has_recorded_policies(self, recorded_at: datetime) -> bool:
         """Returns whether policies were recorded by a time. Before that, the configured policies apply."""
@@ -191,14 +235,15 @@ async def read_parts(
     """
     async with _snapshot(pool) as connection:
         checkpoints = await connection.fetch(SQL["audit_checkpoints"], list(counts), walk)
-        since = dict.fromkeys(counts, START) | {row["symbol"]: _checkpoint(row) for row in checkpoints}
-        return await _parts(connection, await _reopened(connection, since, followed), list(counts.values()))
+        stored = {row["symbol"]: _checkpoint(row) for row in checkpoints}
+        since = await _reopened(connection, dict.fromkeys(counts, _Stored(START)) | stored, followed, walk)
+        return await _parts(connection, since, list(counts.values()), walk)
 
 
 async def read_part(pool: Pool, symbol: str, since: Followed, count: int) -> LedgerPart:
     """Returns up to `count` entries of a contract's ledger after a checkpoint; raises StoreFault."""
     async with _snapshot(pool) as connection:
-        return (await _parts(connection, {symbol: since}, [count]))[symbol]
+        return (await _parts(connection, {symbol: since}, [count], "full"))[symbol]
 
 
 @asynccontextmanager
@@ -208,34 +253,80 @@ async def _snapshot(pool: Pool) -> AsyncIterator[PoolConnectionProxy]:
 
 
 async def _parts(
-    connection: PoolConnectionProxy, since: Mapping[str, Followed], counts: Sequence[int]
+    connection: PoolConnectionProxy, since: Mapping[str, Followed], counts: Sequence[int], walk: Walk
 ) -> dict[str, LedgerPart]:
     symbols = list(since)
     entries_after = [one.checkpoint.entry for one in since.values()]
     records_after = [one.checkpoint.orders.record for one in since.values()]
     records_max = [max(1, min(count, RECORDS_MAX // len(symbols))) for count in counts]
-    ledgers = await _ledgers(connection, symbols, entries_after, counts)
     entries = _by_symbol(await connection.fetch(SQL["audit_entries"], symbols, entries_after, counts))
+    ledgers = await _ledgers(connection, symbols, await _late(connection, symbols, entries_after, counts, entries))
     records = _by_symbol(await connection.fetch(SQL["audit_records"], symbols, records_after, records_max))
     rows = {
         symbol: Rows(entries[symbol], counts[place], records[symbol], records_max[place])
         for place, symbol in enumerate(symbols)
     }
     orders = await _orders(connection, since, rows)
-    return {symbol: LedgerPart(since[symbol], ledgers.get(symbol), rows[symbol], orders[symbol]) for symbol in symbols}
+    held = await _held_rows(connection, since, rows, walk)
+    return {
+        symbol: LedgerPart(since[symbol], ledgers.get(symbol), rows[symbol], orders[symbol], held.get(symbol))
+        for symbol in symbols
+    }
 
 
 async def _reopened(
-    connection: PoolConnectionProxy, since: Mapping[str, Checkpoint], followed: Mapping[str, Followed]
+    connection: PoolConnectionProxy, stored: Mapping[str, "_Stored"], followed: Mapping[str, Followed], walk: Walk
 ) -> dict[str, Followed]:
-    """Returns the open orders of some checkpoints, from memory or else from their records."""
-    left = {symbol: one.opened for symbol, one in followed.items() if one.checkpoint.orders == since[symbol].orders}
-    wanted = [
-        (symbol, adl, one.orders.record) for symbol, one in since.items() if symbol not in left for adl in one.orders.open
-    ]
+    """Returns the open orders and inventories of some checkpoints, from memory or else from their rows."""
+    left = {symbol: one for symbol, one in followed.items() if _place(one.checkpoint) == _place(stored[symbol].checkpoint)}
+    gone = {symbol: one for symbol, one in stored.items() if symbol not in left}
+    wanted = [(symbol, adl, one.checkpoint.orders.record) for symbol, one in gone.items() for adl in one.checkpoint.orders.open]
     records = [row async for row in _rows_of(connection, "audit_opened", wanted)]
     opened = await asyncio.to_thread(_opened, records) if records else {}  # a thousand orders take tens of milliseconds
-    return {symbol: Followed(one, left.get(symbol) or opened.get(symbol) or OpenOrders()) for symbol, one in since.items()}
+    held = await _restored(connection, {symbol: one for symbol, one in gone.items() if one.sums}, walk)
+    read = {
+        symbol: Followed(one.checkpoint, opened.get(symbol) or OpenOrders(), held.get(symbol)) for symbol, one in gone.items()
+    }
+    return {
+        symbol: left[symbol]._replace(checkpoint=one.checkpoint) if symbol in left else read[symbol]
+        for symbol, one in stored.items()
+    }
+
+
+def _place(checkpoint: Checkpoint) -> tuple[int, bytes, OrdersCheckpoint]:
+    """Returns the last entry and record of a checkpoint."""
+    return checkpoint.entry, checkpoint.head, checkpoint.orders
+
+
+async def _restored(connection: PoolConnectionProxy, stored: Mapping[str, "_Stored"], walk: Walk) -> dict[str, HeldLots]:
+    """Restores the inventories of some checkpoints from their rows."""
+    contracts = [row async for row in _rows_of(connection, "contracts", [(symbol,) for symbol in stored])]
+    return {
+        row["symbol"]: await restored_lots(connection, contract_from(row), walk, *stored[row["symbol"]].place)
+        for row in contracts
+    }
+
+
+async def _held_rows(
+    connection: PoolConnectionProxy, since: Mapping[str, Followed], rows: Mapping[str, Rows], walk: Walk
+) -> dict[str, HeldRows]:
+    """Returns the rows that the inventories at the ends of ledgers are compared with.
+
+    The newest walk compares the tranches that changed, or all of them if a ledger has nothing new.
+    """
+    whole: list[str] = []
+    named: dict[str, set[int]] = {}
+    for symbol, part in rows.items():
+        if not part.ended:
+            continue
+        held = since[symbol].held
+        unchecked = held.unchecked if held else set()
+        changed = None if unchecked is None else unchecked | part.tranches
+        if walk == "full" or changed is None or len(changed) > PAGE_TRANCHES or not (part.entries or part.records):
+            whole.append(symbol)
+        else:
+            named[symbol] = changed
+    return await read_held(connection, whole, named)
 
 
 def _opened(records: Iterable[asyncpg.Record]) -> dict[str, OpenOrders]:
@@ -277,18 +368,37 @@ async def _rows_of(
             yield row
 
 
-async def _ledgers(
-    connection: PoolConnectionProxy, symbols: Sequence[str], after: Sequence[int], counts: Sequence[int]
-) -> dict[str, Ledger]:
-    """Returns the ledgers of the listed contracts that have a fund; `late` covers `counts` entries after the given ones."""
+async def _late(
+    connection: PoolConnectionProxy,
+    symbols: Sequence[str],
+    after: Sequence[int],
+    counts: Sequence[int],
+    entries: Mapping[str, Sequence[asyncpg.Record]],
+) -> dict[str, set[int]]:
+    """Returns the numbers of late entries among `counts` entries after the given ones.
+
+    A takeover or unwind may have several entries; only the first is stored with the rejected event.
+    """
     late: dict[str, set[int]] = defaultdict(set)
     for symbol, entry in await connection.fetch(SQL["audit_late"], symbols, after, counts):
         late[symbol].add(entry)
+    numbers: dict[tuple[str, int], set[int]] = defaultdict(set)
+    for symbol, rows in entries.items():
+        for row in rows:
+            if row["closes"] or row["kind"] == "takeover":
+                numbers[symbol, row["seq"]].add(row["entry"])
+    async for symbol, seq in _rows_of(connection, "audit_late_sequences", list(numbers)):
+        late[symbol] |= numbers[symbol, seq]
+    return late
+
+
+async def _ledgers(connection: PoolConnectionProxy, symbols: Sequence[str], late: Mapping[str, set[int]]) -> dict[str, Ledger]:
+    """Returns the ledgers of the listed contracts that have a fund, with their late entries."""
     return {
         row["symbol"]: Ledger(
             contract_from(row),
             fund_state_from(row),
-            frozenset(late[row["symbol"]]),
+            frozenset(late.get(row["symbol"], ())),
             contract_differences(
                 contract_from(row), msgspec.json.decode(row["specification"]), row["partition"], row["partitions"]
             ),
@@ -313,14 +423,27 @@ class _State(msgspec.Struct, array_like=True):
     pending: Pending
     undated: Undated
     guard: SavedGuard | None
+    sums: Sums = ()
+
+
+class _Stored(NamedTuple):
+    """A stored checkpoint, with the sums of its inventory."""
+
+    checkpoint: Checkpoint
+    sums: Sums = ()
+
+    @property
+    def place(self) -> tuple[int, Sums]:
+        """The last entry, and the sums after it."""
+        return self.checkpoint.entry, self.sums
 
 
 _NO_STATE = _State(START.orders.open, START.orders.unfinished_round, START.pending, START.undated, START.guard)
 
 
-def _checkpoint(row: asyncpg.Record) -> Checkpoint:
+def _checkpoint(row: asyncpg.Record) -> _Stored:
     state = msgspec.msgpack.decode(row["state"], type=_State) if row["state"] else _NO_STATE
-    return Checkpoint(
+    checkpoint = Checkpoint(
         row["entry"],
         row["seq"],
         row["balance"],
@@ -333,11 +456,12 @@ def _checkpoint(row: asyncpg.Record) -> Checkpoint:
         state.undated,
         state.guard,
     )
+    return _Stored(checkpoint, state.sums)
 
 
 def _progress_row(walk: Walk, held: VerifiedPart) -> tuple[Any, ...]:
-    one = held.followed.checkpoint
-    orders = one.orders
+    one, lots = held.followed.checkpoint, held.followed.held
+    orders, sums = one.orders, lots.sums() if lots else ()
     return (
         held.symbol,
         walk,
@@ -346,7 +470,7 @@ def _progress_row(walk: Walk, held: VerifiedPart) -> tuple[Any, ...]:
         orders.record,
         orders.adl,
         orders.head,
-        msgspec.msgpack.encode(_State(orders.open, orders.unfinished_round, one.pending, one.undated, one.guard)),
+        msgspec.msgpack.encode(_State(orders.open, orders.unfinished_round, one.pending, one.undated, one.guard, sums)),
         held.ended,
     )
 
@@ -360,7 +484,11 @@ async def keep_verified(pool: Pool, walk: Walk, held: Sequence[VerifiedPart]) ->
     rows = [_progress_row("newest", one) for one in held if walk == "newest" or one.ended]
     if walk == "full":
         rows += [_progress_row("full", one._replace(followed=beginning()) if one.ended else one) for one in held]
-    await fetch(pool, "audit_verified", *map(list, zip(*rows, strict=True)))
+    lots = [(one.symbol, one.followed.held) for one in held if one.followed.held and one.followed.held.has_begun]
+    ended = [one.symbol for one in held if one.ended and one.followed.held and one.followed.held.has_begun]
+    async with reading(pool) as connection, transaction(connection):
+        await connection.execute(SQL["audit_verified"], *map(list, zip(*rows, strict=True)))
+        await keep_lots(connection, walk, lots, ended)
 
 
 async def keep_differences(pool: Pool, walk: Walk, symbols: Sequence[str]) -> None:

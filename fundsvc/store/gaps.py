@@ -7,6 +7,7 @@ import asyncpg
 
 from fundsvc.store.database import Pool
 from fundsvc.store.reader import fetch
+from fundsvc.store.writer import STREAM_START
 
 
 class KnownGap(NamedTuple):
@@ -32,6 +33,11 @@ class Gaps:
     async def keep(self, gap: KnownGap) -> bool:
         """Stores a gap; returns whether it is new."""
         return bool(await fetch(self._pool, "gap_found", self._partition, gap.after_id, gap.until_id, gap.messages))
+
+    async def pass_over(self, until_id: str) -> None:
+        """Acknowledges all deletions up to an id, so that no later load takes them for a gap."""
+        await fetch(self._pool, "gap_found", self._partition, STREAM_START, until_id, 0)
+        await fetch(self._pool, "gap_acknowledge", self._partition, until_id)
 
     async def acknowledge(self) -> list[KnownGap]:
         """Acknowledges all open gaps, so that the partition continues; returns them."""

@@ -172,6 +172,9 @@ SELECT after_id, until_id, messages, acknowledged_at FROM stream_gaps WHERE part
 -- name: gap_found
 INSERT INTO stream_gaps (partition, after_id, until_id, messages) VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING RETURNING true;
 
+-- name: gap_acknowledge
+UPDATE stream_gaps SET acknowledged_at = now() WHERE partition = $1 AND until_id = $2 AND acknowledged_at IS NULL;
+
 -- name: gaps_acknowledge
 UPDATE stream_gaps SET acknowledged_at = now() WHERE partition = $1 AND acknowledged_at IS NULL
 RETURNING after_id, until_id, messages, acknowledged_at;
@@ -215,8 +218,9 @@ WHERE c.partition = $1 AND ($2::text[] IS NULL OR c.symbol = ANY ($2));
 SELECT body FROM book_parts WHERE symbol = $1 AND part = $2;
 
 -- name: books_with_positions
--- Whether any contract of the partition ever had a position.
-SELECT EXISTS (SELECT FROM books b JOIN contracts c USING (symbol) WHERE c.partition = $1 AND b.body IS NOT NULL);
+-- Whether any contract of the partition ever had a position, or its fund an inventory, which needs the marks.
+SELECT EXISTS (SELECT FROM books b JOIN contracts c USING (symbol) WHERE c.partition = $1 AND b.body IS NOT NULL)
+    OR EXISTS (SELECT FROM holdings h JOIN contracts c USING (symbol) WHERE c.partition = $1);
 
 -- name: rejected_places
 -- The rejected events of some messages, with the message that settled each later.
@@ -231,8 +235,9 @@ SELECT settled_at IS NULL FROM rejected WHERE partition = $1 AND stream_id = $2 
 
 -- name: sequences_from
 -- Up to $3 entries of each contract in the order of their sequences, from a sequence on. Sequences rise with entries, except those
--- of late entries, which are skipped. So a binary search finds the first entry.
-SELECT e.symbol, e.seq, e.kind, e.side, e.lots, e.price, e.bankruptcy_price, e.trade_id, e.order_id, e.account, e.ts
+-- of late events, which are skipped. So a binary search finds the first entry. `rejected` has only the first entry of a late event.
+SELECT e.symbol, e.entry, e.seq, e.kind, e.closes, e.forced, e.side, e.lots, e.price, e.bankruptcy_price, e.trade_id, e.order_id,
+       e.account, e.ts
 FROM unnest($1::text[], $2::bigint[]) AS a (symbol, seq)
 CROSS JOIN LATERAL (
     WITH RECURSIVE search (low, high) AS (
@@ -244,6 +249,7 @@ CROSS JOIN LATERAL (
             SELECT p.entry, p.seq FROM entries p
             WHERE p.symbol = a.symbol AND p.entry BETWEEN (s.low + s.high) / 2 AND s.high
               AND NOT EXISTS (SELECT FROM rejected r WHERE r.symbol = p.symbol AND r.entry = p.entry)
+              AND NOT EXISTS (SELECT FROM rejected r WHERE r.event_symbol = p.symbol AND r.event_seq = p.seq AND r.entry IS NOT NULL)
             ORDER BY p.entry LIMIT 1
         ) probe ON true
         WHERE s.low <= s.high
@@ -254,17 +260,44 @@ CROSS JOIN LATERAL (
     SELECT * FROM entries x
     WHERE x.symbol = a.symbol AND x.entry >= first.entry
       AND NOT EXISTS (SELECT FROM rejected r WHERE r.symbol = x.symbol AND r.entry = x.entry)
+      AND NOT EXISTS (SELECT FROM rejected r WHERE r.event_symbol = x.symbol AND r.event_seq = x.seq AND r.entry IS NOT NULL)
     ORDER BY x.entry LIMIT $3
 ) e;
 
+-- name: sequences_rest
+-- The lots of the pieces of some unwinds after an entry each; the pieces of an unwind are consecutive.
+SELECT k.symbol, k.seq, coalesce((
+    SELECT sum(x.lots) FROM entries x
+    WHERE x.symbol = k.symbol AND x.entry > k.entry AND x.seq = k.seq AND x.closes > 0 AND x.kind <> 'deleverage'
+      AND x.entry < coalesce((
+          SELECT y.entry FROM entries y WHERE y.symbol = k.symbol AND y.entry > k.entry AND y.seq <> k.seq ORDER BY y.entry LIMIT 1
+      ), 9223372036854775807)
+), 0)::bigint AS lots
+FROM unnest($1::text[], $2::bigint[], $3::bigint[]) AS k (symbol, seq, entry);
+
 -- name: sequences_late
--- Late entries of some contracts with some sequences.
-SELECT e.symbol, e.seq, e.kind, e.side, e.lots, e.price, e.bankruptcy_price, e.trade_id, e.order_id, e.account, e.ts
-FROM rejected r JOIN entries e USING (symbol, entry) WHERE r.symbol = ANY ($1) AND e.seq = ANY ($2);
+-- Late entries of some contracts with some sequences. The entries of an event are consecutive, and `rejected` has the first.
+SELECT x.symbol, x.entry, x.seq, x.kind, x.closes, x.forced, x.side, x.lots, x.price, x.bankruptcy_price, x.trade_id, x.order_id,
+       x.account, x.ts
+FROM rejected r JOIN entries e USING (symbol, entry)
+CROSS JOIN LATERAL (
+    SELECT * FROM entries p WHERE p.symbol = e.symbol AND p.entry >= e.entry AND p.seq = e.seq
+      AND p.entry < coalesce((
+          SELECT y.entry FROM entries y WHERE y.symbol = e.symbol AND y.entry > e.entry AND y.seq <> e.seq ORDER BY y.entry LIMIT 1
+      ), 9223372036854775807)
+) x
+WHERE r.symbol = ANY ($1) AND e.seq = ANY ($2) ORDER BY x.symbol, x.entry;
+
+-- name: sequences_takeovers
+-- The takeover orders that events with some sequences caused, each of its own contract.
+SELECT r.symbol, r.seq, o.cause, o.reduce, o.lots, o.price, o.account, o.ts
+FROM adl_records r JOIN adl_orders o USING (symbol, adl)
+WHERE (r.symbol, r.seq) IN (SELECT * FROM unnest($1::text[], $2::bigint[])) AND r.seq > 0 AND r.kind = 'order'
+  AND o.origin = 'takeover';
 
 -- name: sequences_adl
 -- Executions and ends of rounds with some sequences, each of its own contract. Other kinds are left out: an order that ends at once
--- has the sequence of its fill, whose content only the fill's entry has.
+-- has the sequence of its fill or takeover.
 SELECT symbol, seq, kind, adl, account, lots, ts FROM adl_records
 WHERE (symbol, seq) IN (SELECT * FROM unnest($1::text[], $2::bigint[]))
   AND seq > 0 AND kind IN ('execution', 'round', 'end');
@@ -377,14 +410,15 @@ SELECT settle_currency, settle_decimals, min(symbol) AS symbol FROM contracts GR
 
 -- name: contract_states
 SELECT c.symbol, c.settle_currency, c.settle_decimals, c.price_decimals, c.multiplier, c.is_inverse, c.suspended,
-       f.entry > 0 AS has_entries, f.seq, c.closed_at, c.closed_seq, c.closed_price
+       f.entry > 0 OR f.adl > 0 AS has_entries, f.seq, c.closed_at, c.closed_seq, c.closed_price
 FROM contracts c JOIN funds f USING (symbol) WHERE c.symbol = ANY ($1);
 
 -- name: funds
 SELECT c.symbol, c.partition, c.settle_currency, c.settle_decimals, c.price_decimals, c.multiplier, c.is_inverse,
        c.base_currency, c.is_quanto, c.suspended, c.status, c.closed_at IS NOT NULL AS closed, c.updated_at AS listed_at,
        f.balance, f.outstanding, f.entry, f.seq, f.adl, f.head, f.guard, f.adl_record, f.adl_head, f.updated_at,
-       EXISTS (SELECT FROM adl_orders o WHERE o.symbol = f.symbol AND o.state = 'open') AS escalated
+       EXISTS (SELECT FROM adl_orders o WHERE o.symbol = f.symbol AND o.state = 'open') AS escalated,
+       EXISTS (SELECT FROM holdings h WHERE h.symbol = f.symbol) AS has_inventory
 FROM funds f JOIN contracts c USING (symbol)
 WHERE $1::text[] IS NULL OR c.symbol = ANY ($1)
 ORDER BY c.symbol;
@@ -472,13 +506,53 @@ GROUP BY r.account, o.updated_at, r.symbol, r.adl, o.cause, r.round, o.reduce, o
 ORDER BY o.updated_at, r.symbol, r.adl, r.round;
 
 -- name: orders_caused
+-- A shortfall has one order. A takeover has one for the lots that the fund did not accept, and those that relieve its tranche.
 SELECT symbol, adl, cause, reduce, lots, price, deficit, deficit_lots, uncovered, recovered, executed, state, round, ts, updated_at,
        acknowledged, policy_version, origin, unwound
-FROM adl_orders WHERE symbol = $1 AND cause = $2;
+FROM adl_orders WHERE symbol = $1 AND cause = $2 AND origin = 'shortfall'
+UNION ALL
+SELECT symbol, adl, cause, reduce, lots, price, deficit, deficit_lots, uncovered, recovered, executed, state, round, ts, updated_at,
+       acknowledged, policy_version, origin, unwound
+FROM adl_orders WHERE symbol = $1 AND cause = $2 AND origin <> 'shortfall'
+  AND EXISTS (SELECT FROM entries WHERE symbol = $1 AND entry = $2 AND kind = 'takeover')
+ORDER BY adl LIMIT $3;
+
+-- name: inventory
+-- The tranches of a contract with the last entry of its fund, as `as_of`; one row without a tranche for an empty inventory.
+SELECT f.symbol, t.side, t.entry, t.lots, t.price, t.ts, t.forced, f.entry AS as_of
+FROM funds f LEFT JOIN tranches t USING (symbol) WHERE f.symbol = $1 ORDER BY t.entry;
+
+-- name: inventory_entries
+-- The entries after $2 up to $3 that changed the inventories of some contracts.
+SELECT e.symbol, e.entry, e.side, e.lots, e.price, e.ts, e.closes, e.forced
+FROM unnest($1::text[], $2::bigint[], $3::bigint[]) AS s (symbol, after, until) CROSS JOIN LATERAL (
+    SELECT * FROM entries x
+    WHERE x.symbol = s.symbol AND x.entry > s.after AND x.entry <= s.until AND (x.kind = 'takeover' OR x.closes > 0)
+) e ORDER BY e.symbol, e.entry;
+
+-- name: tranches_ascending
+-- `promised` are the lots that open inventory orders still need.
+SELECT t.entry, t.side, t.lots, coalesce(o.lots, 0)::bigint AS promised, t.price, t.ts, t.forced
+FROM tranches t LEFT JOIN (
+    SELECT cause, sum(lots - executed - unwound) AS lots FROM adl_orders
+    WHERE symbol = $1 AND state = 'open' AND origin = 'inventory' GROUP BY cause
+) o ON o.cause = t.entry
+WHERE t.symbol = $1 AND t.entry BETWEEN $2 AND $3 AND ($4::text IS NULL OR t.side = $4) ORDER BY t.entry LIMIT $5;
+
+-- name: tranches_descending
+SELECT t.entry, t.side, t.lots, coalesce(o.lots, 0)::bigint AS promised, t.price, t.ts, t.forced
+FROM tranches t LEFT JOIN (
+    SELECT cause, sum(lots - executed - unwound) AS lots FROM adl_orders
+    WHERE symbol = $1 AND state = 'open' AND origin = 'inventory' GROUP BY cause
+) o ON o.cause = t.entry
+WHERE t.symbol = $1 AND t.entry BETWEEN $2 AND $3 AND ($4::text IS NULL OR t.side = $4) ORDER BY t.entry DESC LIMIT $5;
 
 -- name: marks
 -- The last stored marks.
 SELECT symbol, mark FROM books WHERE mark IS NOT NULL;
+
+-- name: stored_mark
+SELECT mark FROM books WHERE symbol = $1;
 
 -- name: balances_at
 -- The state of funds at some moments: before the first entry (`next`) that a chart places later. Hours that begin later name it
@@ -688,10 +762,17 @@ JOIN adl_orders o ON o.symbol = d.symbol AND o.adl = d.adl
 WHERE d.number BETWEEN $2 AND $3
 ORDER BY CASE WHEN $4::boolean THEN d.number ELSE -d.number END LIMIT $5;
 
+-- name: carried_lots
+-- The lots that each fund holds, with those in its open takeover orders.
+SELECT symbol, (sum(held) + sum(in_orders))::bigint AS lots FROM holdings GROUP BY symbol;
+
+-- name: all_tranches
+SELECT symbol, side, entry, lots, price, ts, forced FROM tranches ORDER BY symbol, entry;
+
 -- name: latest_orders
 -- The last orders of every contract, each with the record that began its current round.
-SELECT o.symbol, o.adl, o.reduce, o.lots, o.price, c.price_decimals, o.deficit, o.deficit_lots, o.uncovered, o.recovered,
-       o.executed, o.state, o.round, a.kind, a.body
+SELECT o.symbol, o.adl, o.origin, o.reduce, o.lots, o.price, c.price_decimals, o.deficit, o.deficit_lots, o.uncovered,
+       o.recovered, o.executed, o.state, o.round, a.kind, a.body
 FROM contracts c
 CROSS JOIN LATERAL (SELECT * FROM adl_orders WHERE symbol = c.symbol ORDER BY adl DESC LIMIT $1) o
 CROSS JOIN LATERAL (
@@ -701,10 +782,10 @@ CROSS JOIN LATERAL (
 ORDER BY o.symbol, o.adl;
 
 -- name: executed_since
--- Executions of orders whose shortfall has a later sequence.
+-- Executions of orders that began with a later sequence.
 SELECT r.symbol, r.account, r.lots, r.body
-FROM adl_records r JOIN adl_orders o USING (symbol, adl) JOIN entries e ON e.symbol = o.symbol AND e.entry = o.cause
-WHERE r.kind = 'execution' AND e.seq > $1;
+FROM adl_records r JOIN adl_records b ON b.symbol = r.symbol AND b.adl = r.adl AND b.kind = 'order'
+WHERE r.kind = 'execution' AND b.seq > $1;
 
 -- name: rejected_list
 -- In stream order: the parts of an id compare as numbers.
@@ -882,6 +963,11 @@ SELECT r.symbol, r.entry
 FROM unnest($1::text[], $2::bigint[], $3::integer[]) AS k (symbol, entry, entries)
 JOIN rejected r ON r.symbol = k.symbol AND r.entry > k.entry AND r.entry <= k.entry + k.entries;
 
+-- name: audit_late_sequences
+-- Sequences of some contracts whose events were settled late.
+SELECT event_symbol AS symbol, event_seq AS seq FROM rejected
+WHERE (event_symbol, event_seq) IN (SELECT * FROM unnest($1::text[], $2::bigint[])) AND event_seq IS NOT NULL AND entry IS NOT NULL;
+
 -- name: audit_orders
 SELECT k.symbol, t.recovered, t.open, t.seq, t.orders
 FROM unnest($1::text[]) AS k (symbol)
@@ -909,6 +995,41 @@ ON CONFLICT (symbol, walk) DO UPDATE SET
 -- name: audit_differs
 INSERT INTO audit_progress (symbol, walk, good) SELECT unnest($1::text[]), $2, false
 ON CONFLICT (symbol, walk) DO UPDATE SET good = false;
+
+-- name: audit_holdings
+SELECT symbol, side, taken, unwound, deleveraged, held, in_orders, returned_ts FROM holdings WHERE symbol = ANY ($1);
+
+-- name: audit_tranches_all
+-- A page of the tranches of some contracts, after one of them.
+SELECT symbol, side, entry, lots, price, ts, forced FROM tranches
+WHERE symbol = ANY ($1) AND (symbol, entry) > ($2, $3) ORDER BY symbol, entry LIMIT $4;
+
+-- name: audit_tranches_named
+SELECT symbol, side, entry, lots, price, ts, forced
+FROM tranches JOIN unnest($1::text[], $2::bigint[]) AS k (symbol, entry) USING (symbol, entry);
+
+-- name: audit_tranches_kept
+-- A page of the tranches at the checkpoint of a walk, after one of them. All but their lots is in their entries.
+SELECT symbol, CASE e.side WHEN 'sell' THEN 'long' ELSE 'short' END AS side, entry, k.lots, e.price, e.ts, e.forced
+FROM audit_tranches k JOIN entries e USING (symbol, entry)
+WHERE symbol = $1 AND k.walk = $2 AND entry > $3 AND entry <= $4 ORDER BY entry LIMIT $5;
+
+-- name: audit_tranches_changed
+-- Tranches that changed up to the checkpoints of a walk. One without lots is closed.
+WITH changed AS (
+    SELECT * FROM unnest($1::text[], $2::text[], $3::bigint[], $4::bigint[]) AS c (symbol, walk, entry, lots)
+), closed AS (
+    DELETE FROM audit_tranches k USING changed c
+    WHERE k.symbol = c.symbol AND k.walk = c.walk AND k.entry = c.entry AND c.lots = 0
+)
+INSERT INTO audit_tranches AS k (symbol, walk, entry, lots) SELECT symbol, walk, entry, lots FROM changed WHERE lots > 0
+ON CONFLICT (symbol, walk, entry) DO UPDATE SET lots = excluded.lots;
+
+-- name: audit_tranches_outdated
+DELETE FROM audit_tranches WHERE symbol = ANY ($1) AND walk = 'newest';
+
+-- name: audit_tranches_ended
+UPDATE audit_tranches SET walk = 'newest' WHERE symbol = ANY ($1) AND walk = 'full';
 
 -- name: newest_fills
 -- Every contract with the sequence and time of its newest fill; 0 without one.
@@ -955,10 +1076,16 @@ WITH scaled AS (
 SELECT held, decimals, day, change FROM held LEFT JOIN days ON true;
 
 -- name: adl_turns
--- The begins of a contract's ADL by the engine's clock, with the balance, and its ends by the database's clock; newest first.
+-- The begins of a contract's ADL by the engine's clock, with the balance, and its ends by the database's clock; newest first. An
+-- order for lots may have no entry as its cause; its first record has the entry before it.
 SELECT ts, began, balance FROM (
-    SELECT o.ts, true AS began, e.balance
-    FROM adl_orders o JOIN entries e ON e.symbol = o.symbol AND e.entry = o.cause WHERE o.symbol = $1
+    SELECT o.ts, true AS began, coalesce(e.balance, 0) AS balance
+    FROM adl_orders o
+    LEFT JOIN LATERAL (
+        SELECT x.entry FROM adl_records x WHERE x.symbol = o.symbol AND x.adl = o.adl AND x.kind = 'order' LIMIT 1
+    ) r ON true
+    LEFT JOIN entries e ON e.symbol = o.symbol AND e.entry = CASE o.origin WHEN 'shortfall' THEN o.cause ELSE r.entry END
+    WHERE o.symbol = $1
     UNION ALL
     SELECT floor(extract(epoch FROM o.updated_at) * 1000)::bigint, false, NULL
     FROM adl_orders o WHERE o.symbol = $1 AND o.state <> 'open'

@@ -44,7 +44,7 @@ class Listed(NamedTuple):
 
 
 class ContractStateRow(NamedTuple):
-    """What decides about the next events of a contract: its terms, its last sequence, and whether it has entries.
+    """What decides about the next events of a contract: its terms, its last sequence, and whether it has entries or orders.
 
     `closing` is its end; None while it is open.
     """
@@ -115,6 +115,8 @@ class EntryRow(NamedTuple):
     order_id: str
     ts: int
     seal: bytes
+    closes: int
+    forced: bool
     recorded_at: datetime
     hash: bytes
 

@@ -52,6 +52,7 @@ GRANT INSERT (symbol, walk, entry, seq, balance, uncovered, repaid, head, outsta
               verified_at),
       UPDATE (entry, seq, balance, uncovered, repaid, head, outstanding, recovered, record, adl, adl_head, state, good, verified_at)
     ON audit_progress TO fundsvc_service;
+GRANT INSERT (symbol, walk, entry, lots), UPDATE (walk, lots), DELETE ON audit_tranches TO fundsvc_service;
 GRANT INSERT (symbol, rule, target, fullness_low, fullness_high, leverage_min, leverage_max, explanation, reason),
       UPDATE (rule, target, fullness_low, fullness_high, leverage_min, leverage_max, explanation, reason, computed_at)
     ON targets TO fundsvc_service;

@@ -1,72 +1,146 @@
-"""Reads what the ledger contains of engine sequences. No index maps a sequence to its entry, so it reads pages of entries."""
+"""Reads what the ledger contains of engine sequences. No index maps a sequence to its entry, so it reads pages of entries.
+
+A fill has one entry. An unwind has one for each tranche; their lots add up to those of the event. A takeover has an entry of
+the accepted lots, and an order for the rest. If it has no entry, the ledger does not contain its trade and order.
+"""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import asyncpg
 
+from fundsvc.core.adl.valuation import SideName
 from fundsvc.core.numbers import INT64_MAX
 from fundsvc.core.sequences import (
     Applied,
     Content,
     Facts,
+    Found,
     Key,
+    WithoutIds,
     content_of_end,
     content_of_execution,
     content_of_fill,
     content_of_settlement,
+    content_of_takeover,
+    content_of_unwind,
 )
 
 PAGE_ENTRIES = 1000
 """Entries of a contract per read. Engines resend runs of events, so the following entries are likely to be needed next."""
 
+OF_ORDERS = frozenset({"refund", "cover", "deleverage"})
+"""Kinds of entries that an ADL order causes. The records of the order contain the events."""
+
 Fetch = Callable[..., Awaitable[list[asyncpg.Record]]]
 """Runs a statement by name with its parameters."""
+
+
+class Event(NamedTuple):
+    """What the entries of an event contain, with the lots of all of them."""
+
+    kind: str
+    side: str
+    lots: int
+    price: int
+    bankruptcy_price: int
+    trade_id: str
+    order_id: str
+    account: str
+    ts: int
+
+    def content(self) -> Content:
+        """Hashes the event without its sequence."""
+        match self.kind:
+            case "unwind":
+                return content_of_unwind(self.side, self.lots, self.price, self.trade_id, self.order_id, self.ts)
+            case "takeover":
+                ids = self.trade_id, self.order_id, self.account
+                return content_of_takeover(self.side, self.lots, self.price, *ids, self.ts)
+        return content_of_fill(*self[1:])
 
 
 async def facts_of(fetch: Fetch, wanted: Mapping[str, Sequence[int]]) -> Facts:
     """Returns what the ledger contains of the first of each contract's ascending sequences, at least of the very first."""
     rows = await fetch("sequences_from", list(wanted), [seqs[0] for seqs in wanted.values()], PAGE_ENTRIES)
-    applied = await _contents(rows)
-    ends = _ends(rows)
+    lasts = _lasts(rows)
+    ends = {row["symbol"]: row["seq"] for row in lasts}
     keys = [(symbol, seq) for symbol, seqs in wanted.items() for seq in seqs if seq <= ends.get(symbol, INT64_MAX)]
     symbols, numbers = list({symbol for symbol, _ in keys}), list({seq for _, seq in keys})
-    applied |= await _contents(await fetch("sequences_late", symbols, numbers))
-    for symbol, seq, kind, *answer in await fetch("sequences_adl", *map(list, zip(*keys, strict=True))):
-        # An order that ends at once, without candidates, has the sequence of its fill. The fill's entry contains that content.
-        if not isinstance(applied.get((symbol, seq)), int):
-            applied[symbol, seq] = _content_of_answer(kind, *answer)
+    late = await fetch("sequences_late", symbols, numbers)
+    found = await _events([*rows, *late])
+    await _complete(fetch, found, [row for row in lasts if _is_piece(row)])
+    columns = list(map(list, zip(*keys, strict=True)))
+    applied = _contents(found, await fetch("sequences_takeovers", *columns), set(keys))
+    for symbol, seq, kind, *answer in await fetch("sequences_adl", *columns):
+        # An order that ends at once, without candidates, has the sequence of its fill or takeover, whose content is known.
+        applied.setdefault((symbol, seq), _content_of_answer(kind, *answer))
     for symbol, seq, price, ts in await fetch("sequences_settled", symbols, numbers):
         applied[symbol, seq] = content_of_settlement(price, ts)  # Its entries contain other fields.
     refused = await fetch("sequences_refused", symbols, numbers)
-    # Pages also contain entries outside `wanted`. Unverified ones are left out; the call that wants one reads its event.
-    seen = {key: content for key, content in applied.items() if content is not Applied.UNVERIFIED}
-    facts = {key: applied.get(key, Applied.NEVER) for key in keys} | seen
-    return Facts(facts, [row["digest"] for row in refused])
+    unknown = {key: Applied.UNVERIFIED if key in found else Applied.NEVER for key in keys}
+    return Facts(unknown | applied, [row["digest"] for row in refused])
 
 
-def _ends(rows: Iterable[asyncpg.Record]) -> dict[str, int]:
-    """Returns the last sequence of each contract with a full page. For other contracts, the page contains all later entries."""
+def _lasts(rows: Iterable[asyncpg.Record]) -> list[asyncpg.Record]:
+    """Returns the last entry of each contract with a full page. For other contracts, the page contains all later entries."""
     counts: dict[str, int] = {}
-    lasts: dict[str, int] = {}
+    lasts: dict[str, asyncpg.Record] = {}
     for row in rows:
         symbol = row["symbol"]
         counts[symbol] = counts.get(symbol, 0) + 1
-        lasts[symbol] = row["seq"]
-    return {symbol: seq for symbol, seq in lasts.items() if counts[symbol] == PAGE_ENTRIES}
+        lasts[symbol] = row
+    return [row for symbol, row in lasts.items() if counts[symbol] == PAGE_ENTRIES]
 
 
-async def _contents(rows: Sequence[asyncpg.Record]) -> dict[Key, Content | Applied]:
-    """Returns the contents applied under the sequences of entries. An entry that an ADL order causes has no content of an
-    event.
-    """
-    found: dict[Key, Content | Applied] = {}
+def _is_piece(row: asyncpg.Record) -> bool:
+    return bool(row["closes"]) and row["kind"] != "deleverage"
+
+
+async def _events(rows: Sequence[asyncpg.Record]) -> dict[Key, Event | None]:
+    """Returns the events that entries contain, by sequence; None for a sequence that has only entries of ADL orders."""
+    found: dict[Key, Event | None] = {}
     for number, row in enumerate(rows, 1):
-        is_of_order = row["kind"] in ("refund", "cover")
-        found.setdefault((row["symbol"], row["seq"]), Applied.UNVERIFIED if is_of_order else content_of_fill(*row[3:]))
+        key, kind = (row["symbol"], row["seq"]), row["kind"]
+        event = found.setdefault(key, None)
+        if event is None and kind not in OF_ORDERS and not row["forced"]:
+            found[key] = Event("unwind" if row["closes"] else kind, *row[6:])
+        elif event is not None and event.kind == "unwind" and _is_piece(row):
+            found[key] = event._replace(lots=event.lots + row["lots"])
         if number % PAGE_ENTRIES == 0:
             await asyncio.sleep(0)
     return found
+
+
+async def _complete(fetch: Fetch, found: dict[Key, Event | None], lasts: Sequence[asyncpg.Record]) -> None:
+    """Adds the pieces of unwinds whose last entry on a full page is given, but which continue after the page."""
+    columns = [[row[name] for row in lasts] for name in ("symbol", "seq", "entry")]
+    for symbol, seq, lots in await fetch("sequences_rest", *columns) if lasts else ():
+        event = found[symbol, seq]
+        found[symbol, seq] = event and event._replace(lots=event.lots + lots)
+
+
+def _contents(found: Mapping[Key, Event | None], orders: Iterable[asyncpg.Record], known: set[Key]) -> dict[Key, Found]:
+    """Returns the contents of events. `orders` are the takeover orders of `known` sequences; other takeovers are left out."""
+    applied: dict[Key, Found] = {}
+    rests = {(row["symbol"], row["seq"]): row for row in orders}
+    for key, event in found.items():
+        if event is not None and event.kind != "takeover":
+            applied[key] = event.content()
+        elif event is not None and key in known:
+            rest = rests.get(key)
+            applied[key] = event._replace(lots=event.lots + (rest["lots"] if rest else 0)).content()
+    for key, row in rests.items():
+        if found.get(key) is None:
+            lots, price, account, ts = row[4:]
+            applied[key] = WithoutIds(content_of_takeover(_side(row["reduce"]), lots, price, "", "", account, ts))
+    return applied
+
+
+def _side(reduce: SideName) -> str:
+    """Returns the side of a takeover whose order reduces positions of a side."""
+    return "sell" if reduce == "short" else "buy"
 
 
 def _content_of_answer(kind: str, adl: int, account: str, lots: int, ts: int) -> Content:

@@ -61,11 +61,12 @@ class Offsets(NamedTuple):
 
 
 class VersionedFund(NamedTuple):
-    """A fund with its version and its contract's terms."""
+    """A fund with its version and its contract's terms. `has_inventory` is whether it ever had an inventory."""
 
     version: FundVersion
     fund: FundRow
     contract: Contract
+    has_inventory: bool
 
 
 async def offsets(connection: Connection) -> Offsets:
@@ -84,7 +85,10 @@ async def fund_versions(connection: Connection, after: Mapping[int, int]) -> dic
 async def versioned_funds(connection: Connection, symbols: Collection[str]) -> dict[str, VersionedFund]:
     """Returns some funds by contract."""
     rows = await connection.fetch(SQL["funds"], symbols)
-    return {row["symbol"]: VersionedFund(_fund_version(row), fund_row_from(row), contract_from(row)) for row in rows}
+    return {
+        row["symbol"]: VersionedFund(_fund_version(row), fund_row_from(row), contract_from(row), row["has_inventory"])
+        for row in rows
+    }
 
 
 async def entries(connection: Connection, after: Mapping[str, int], count: int) -> list[EntryRow]:

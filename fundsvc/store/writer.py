@@ -166,8 +166,9 @@ class Writer:
         return await self._connection.fetch(SQL[block], *parameters)
 
     def prepare(self, batch: Draft) -> None:
-        """Encodes the entries of a batch so far, so that `commit` only sends them."""
+        """Encodes the entries and records of a batch so far, so that `commit` only sends them."""
         batch.pack(copy_rows)
+        batch.pack_records(copy_records)
 
     async def commit(self, batch: Batch, before: Offset, after: Offset) -> None:
         """Writes a batch and moves the partition's offset, in one transaction.
@@ -181,7 +182,7 @@ class Writer:
         statements = _statements(batch, self._partition, after, await _encoded(moving, _moved_orders))
         entries = [*batch.packed, copy_rows(batch.entries, batch.hashes)]
         opened = await _encoded([order for key, order in batch.orders.items() if key in batch.opened], copy_orders)
-        records = await _encoded(batch.records, copy_records)
+        records = [*batch.packed_records, *await _encoded(batch.records, copy_records)]
         with faults(), refusals(), _strays():
             async with self._one_at_a_time, transaction(self._connection):
                 if batch.count():
@@ -262,16 +263,27 @@ async def load_funds(
     `fetch` runs a statement: name, parameters.
     """
     rows = await fetch("load_funds", partition, symbol)
-    funds = {row["symbol"]: _fund_from(row, policy_of(row["symbol"])) for row in rows}
-    holdings: dict[str, list[HoldingState]] = defaultdict(list)
-    tranches: dict[str, list[TrancheState]] = defaultdict(list)
-    for row in await fetch("load_holdings", partition, symbol):
-        holdings[row["symbol"]].append(holding_from(row))
-    for row in await fetch("load_tranches", partition, symbol) if holdings else ():
-        tranches[row["symbol"]].append(TrancheState(*row))
-    for held, sides in holdings.items():
-        funds[held].restore_inventory(tranches[held], sides)
+    funds = {row["symbol"]: fund_from(row, policy_of(row["symbol"])) for row in rows}
+    holdings = await fetch("load_holdings", partition, symbol)
+    if holdings:
+        tranches = await fetch("load_tranches", partition, symbol)
+        # In a thread, because 100,000 tranches take half a second.
+        await asyncio.to_thread(_restore_inventories, funds, holdings, tranches)
     return list(funds.values())
+
+
+def _restore_inventories(
+    funds: Mapping[str, Fund], holdings: Iterable[asyncpg.Record], tranches: Iterable[asyncpg.Record]
+) -> None:
+    """Restores the inventories of funds from rows of `load_holdings` and `load_tranches`."""
+    sides: dict[str, list[HoldingState]] = defaultdict(list)
+    held: dict[str, list[TrancheState]] = defaultdict(list)
+    for row in holdings:
+        sides[row["symbol"]].append(holding_from(row))
+    for row in tranches:
+        held[row["symbol"]].append(TrancheState(*row))
+    for symbol, states in sides.items():
+        funds[symbol].restore_inventory(held[symbol], states)
 
 
 def holding_from(row: asyncpg.Record) -> HoldingState:
@@ -280,7 +292,7 @@ def holding_from(row: asyncpg.Record) -> HoldingState:
     return HoldingState(symbol, side, int(taken), int(unwound), int(deleveraged), *rest)
 
 
-def _fund_from(row: asyncpg.Record, policy: Policy) -> Fund:
+def fund_from(row: asyncpg.Record, policy: Policy) -> Fund:
     """Builds the fund from a row of `load_funds`, under a policy."""
     state = FundState(**{name: row[name] for name in FundState._fields})._replace(guard=saved_guard_from(row))
     return Fund(contract_from(row), state, policy, suspended=row["suspended"], closing=closing_from(row))

@@ -1,11 +1,11 @@
 """Announces ADL rounds to the matching engine, on a separate stream of the partition."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import msgspec
 
-from fundsvc.core.adl.order import AdlOrder
+from fundsvc.core.adl.order import AdlOrder, Origin
+from fundsvc.core.adl.valuation import SideName
 from fundsvc.core.numbers import format_units
 from fundsvc.streams.client import StreamClient, faults, server_time_ms
 from fundsvc.streams.producer import APPEND
@@ -39,19 +39,34 @@ class Announcer:
             await self._client.xtrim(self._key, minid=below, approximate=True)
 
 
+class _Allocation(msgspec.Struct, gc=False):
+    account: str
+    lots: int
+
+
+class _Announcement(msgspec.Struct, tag_field="type", tag="adlOrder", gc=False):
+    symbol: str
+    adl: int
+    round: int
+    origin: Origin
+    cause: int
+    reduce: SideName
+    price: str
+    lots: int
+    allocations: list[_Allocation]
+    ts: int
+
+
+_encode = msgspec.json.Encoder().encode
+
+
 def announcement(order: AdlOrder, price_decimals: int) -> bytes:
     """Returns the announcement of an order's round: the lots still requested of each account."""
-    rests = [(account, rest) for account, rest in order.progress.rests() if rest]
-    fields: dict[str, Any] = {
-        "type": "adlOrder",
-        "symbol": order.symbol,
-        "adl": order.adl,
-        "round": order.round,
-        "cause": order.cause,
-        "reduce": order.reduce,
-        "price": format_units(order.price, price_decimals),
-        "lots": sum(rest for _, rest in rests),
-        "allocations": [{"account": account, "lots": rest} for account, rest in rests],
-        "ts": order.ts,
-    }
-    return msgspec.json.encode(fields)
+    allocations = [_Allocation(account, rest) for account, rest in order.progress.rests() if rest]
+    lots = sum([each.lots for each in allocations])
+    price = format_units(order.price, price_decimals)
+    return _encode(
+        _Announcement(
+            order.symbol, order.adl, order.round, order.origin, order.cause, order.reduce, price, lots, allocations, order.ts
+        )
+    )

@@ -23,6 +23,7 @@ import psutil
 import scraping
 import serving
 import storm as storms
+import takeover as takeovers
 import throughput
 import typer
 import uvloop
@@ -112,6 +113,31 @@ def adl(
         sys.stdout.write(msgspec.json.format(msgspec.json.encode(results)).decode() + "\n")
     else:
         adl_book.show(results, Console(width=None if sys.stdout.isatty() else COLUMNS))
+    raise typer.Exit(0 if all(target.met for target in results.targets) else 1)
+
+
+@application.command()
+def takeover(
+    tranches: Annotated[int, typer.Option(help="Tranches of the loaded inventory.")] = 100_000,
+    rounds: Annotated[int, typer.Option(help="Measurements of each; the fastest counts.")] = 5,
+    before: Annotated[
+        Path | None, typer.Option(help="Checkout of an earlier revision, whose fills are measured in turns.")
+    ] = None,
+    directory: Annotated[
+        Path | None, typer.Option(help="Directory on the measured disk; by default the system's temporary directory.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
+) -> None:
+    """Measure fills beside inventories, takeovers, unwinds, marks, and the load of a large inventory.
+
+    Exits with 1 when a target is missed.
+    """
+    with _servers(directory) as servers, _progress() as show_progress:
+        results = takeovers.measure(servers, tranches, rounds, before, lambda what: show_progress(what, 0, 0))
+    if as_json:
+        sys.stdout.write(msgspec.json.format(msgspec.json.encode(results)).decode() + "\n")
+    else:
+        takeovers.show(results, Console(width=None if sys.stdout.isatty() else COLUMNS))
     raise typer.Exit(0 if all(target.met for target in results.targets) else 1)
 
 

@@ -35,7 +35,7 @@ def dashboard() -> Dashboard:
         "risk",
         choices=[choice("symbol", "Contract", "fundsvc_balance", several=False)],
         orders_of="$symbol",
-        rows={"Now": _now(), "Balance": _balance(), "ADL": _adl(), "Ledger": _ledger()},
+        rows={"Now": _now(), "Balance": _balance(), "Inventory": _inventory(), "ADL": _adl(), "Ledger": _ledger()},
     )
 
 
@@ -177,6 +177,70 @@ def _moved(title: str, description: str, *flows: str, width: int = THIRD) -> Any
         return Query(sign + flow(counter, "currency", OF), f"{name.removeprefix('-')} {{{{currency}}}}")
 
     return lines(title, description, MONEY, *map(query, flows), width=width)
+
+
+def _inventory() -> list[AnyPanel]:
+    return [
+        lines(
+            "Lots held",
+            "Lots that the fund holds, by side; none while it holds nothing.",
+            COUNT,
+            Query(f"max by (side) (fundsvc_inventory_lots{{{OF}}})", "{{side}}"),
+            width=THIRD,
+        ),
+        lines(
+            "Equity and balance",
+            "Balance, and balance plus the worth of the inventory at the mark.",
+            MONEY,
+            _amount("equity"),
+            _amount("balance"),
+            thresholds=limits.bad_until("EquityNegative"),
+            width=THIRD,
+        ),
+        lines(
+            "Unrealised P&L",
+            "Worth of the inventory at the mark.",
+            MONEY,
+            _amount("unrealised_pnl"),
+            width=THIRD,
+        ),
+        lines(
+            "Age of the oldest tranche",
+            "Time since the takeover of the oldest lots that the fund holds.",
+            SECONDS,
+            Query(f"time() - symbol:fundsvc_inventory_oldest_timestamp_seconds:min{{{OF}}}", "age"),
+            thresholds=limits.bad_from("InventoryOld"),
+            width=THIRD,
+        ),
+        lines(
+            "Relief",
+            "Open ADL orders that relieve the inventory; 1 while it needs relief and no position can be requested.",
+            COUNT,
+            Query(f"max by (symbol) (fundsvc_inventory_open_orders{{{OF}}})", "orders"),
+            Query(f"symbol:fundsvc_inventory_unrelieved:max{{{OF}}}", "unrelieved"),
+            width=THIRD,
+        ),
+        lines(
+            "Inventory conservation error",
+            "Lots taken over minus unwound, deleveraged, held and ordered lots; correct is 0.",
+            COUNT,
+            Query(f"max by (symbol) (abs(fundsvc_inventory_conservation_error_lots{{{OF}}}))", "lots"),
+            thresholds=limits.bad_from("InventoryConservationError"),
+            width=THIRD,
+        ),
+        lines(
+            "Takeovers in the time range",
+            "Outcomes: takeovers accepted, in part, or forced; executions by ADL; unwinds.",
+            COUNT,
+            Query(grown("fundsvc_takeover_outcomes_total", "outcome", OF), "{{outcome}}"),
+        ),
+        lines(
+            "Lots by outcome in the time range",
+            "The lots of these outcomes.",
+            COUNT,
+            Query(grown("fundsvc_takeover_lots_total", "outcome", OF), "{{outcome}}"),
+        ),
+    ]
 
 
 def _adl() -> list[AnyPanel]:

@@ -9,7 +9,9 @@ from panels import (
     HALF,
     MONEY,
     MULTIPLE,
+    QUARTER,
     SHARE,
+    SIXTH,
     THIRD,
     AnyPanel,
     Column,
@@ -26,6 +28,7 @@ from promql import flow
 CHOSEN = 'currency=~"$currency"'
 BALANCE = f"symbol:fundsvc_balance:max{{{CHOSEN}}}"
 OUTSTANDING = f"symbol:fundsvc_outstanding:max{{{CHOSEN}}}"
+EQUITY = f"symbol:fundsvc_equity:max{{{CHOSEN}}}"
 PAYABLE = f"symbol:fundsvc_payable:max{{{CHOSEN}}}"
 
 
@@ -38,7 +41,14 @@ def dashboard() -> Dashboard:
         "risk",
         choices=[choice("currency", "Settlement currency", "fundsvc_balance")],
         orders_of=".+",
-        rows={"Now": _now(), "Contracts": [_contracts()], "Changes": _moved(), "Sums": _sums(), "Alerts": [_alerts()]},
+        rows={
+            "Now": _now(),
+            "Contracts": [_contracts()],
+            "Changes": _moved(),
+            "Inventories": _inventories(),
+            "Sums": _sums(),
+            "Alerts": [_alerts()],
+        },
     )
 
 
@@ -84,14 +94,15 @@ def _now() -> list[AnyPanel]:
     ]
 
 
-def _count(title: str, description: str, expression: str, alert: str) -> AnyPanel:
+def _count(title: str, description: str, expression: str, alert: str, width: int = SIXTH) -> AnyPanel:
     query = Query(f"count({expression}) or vector(0)", "contracts")
-    return number(title, description, COUNT, query, thresholds=limits.none_of(alert))
+    return number(title, description, COUNT, query, thresholds=limits.none_of(alert), width=width)
 
 
 def _contracts() -> AnyPanel:
     amounts = {
-        name: f"max by (symbol) (symbol:fundsvc_{name}:max)" for name in ("balance", "payable", "peak", "target", "outstanding")
+        name: f"max by (symbol) (symbol:fundsvc_{name}:max)"
+        for name in ("balance", "equity", "payable", "peak", "target", "outstanding")
     }
     return contracts(
         "Funds",
@@ -99,6 +110,7 @@ def _contracts() -> AnyPanel:
         BALANCE,
         Column("State", state(".+"), "none", words=STATES),
         Column("Balance", amounts["balance"], thresholds=limits.bad_until("FundDry")),
+        Column("Equity", amounts["equity"], thresholds=limits.bad_until("EquityNegative")),
         Column("Change", "max by (symbol) (delta(symbol:fundsvc_balance:max[$__range]))"),
         Column("Payable", amounts["payable"], thresholds=limits.bad_until("FundGuardActive")),
         Column("8 h peak", amounts["peak"]),
@@ -138,6 +150,47 @@ def _moved() -> list[AnyPanel]:
         ),
     ]
     return [leading_to_contracts(panel, CONTRACT) for panel in shown]
+
+
+def _inventories() -> list[AnyPanel]:
+    of = f"and on (symbol) {BALANCE}"
+    return [
+        _count("Equity below 0", "Funds whose equity is below 0.", f"{EQUITY} < 0", "EquityNegative", QUARTER),
+        _count(
+            "Unrelieved",
+            "Funds that need relief of their inventory, while no position can be requested.",
+            f"symbol:fundsvc_inventory_unrelieved:max > 0 {of}",
+            "InventoryUnrelieved",
+            QUARTER,
+        ),
+        _count(
+            "Forced takeovers",
+            "Contracts with forced takeovers in the last 15 minutes.",
+            f"symbol:fundsvc_takeovers_forced:increase15m > 0 {of}",
+            "TakeoverForced",
+            QUARTER,
+        ),
+        _count(
+            "Old inventories",
+            "Funds whose oldest tranche fires an alert.",
+            f"time() - symbol:fundsvc_inventory_oldest_timestamp_seconds:min > {limits.limit('InventoryOld')} {of}",
+            "InventoryOld",
+            QUARTER,
+        ),
+        lines(
+            "Equity",
+            "Balance plus the worth of the inventory at the mark, of funds that hold positions.",
+            MONEY,
+            Query(EQUITY, "{{symbol}} {{currency}}"),
+            thresholds=limits.bad_until("EquityNegative"),
+        ),
+        lines(
+            "Lots held",
+            "Lots that funds hold, by contract and side.",
+            COUNT,
+            Query(f"max by (symbol, side) (fundsvc_inventory_lots) {of}", "{{symbol}} {{side}}"),
+        ),
+    ]
 
 
 def _sums() -> list[AnyPanel]:

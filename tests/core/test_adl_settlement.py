@@ -658,6 +658,31 @@ def test_owners_with_positions_are_known_after_a_restart(events):
         assert list(requested(settling.take())[0]) == ["b"]
 
 
+CLOSED = [
+    [position("long", 0), position("a", 0)],
+    [position("a", 0), position("long", 0)],
+    [Snapshot("UNITUSDTM", "begin", 1), Snapshot("UNITUSDTM", "end", 1)],
+    [position("long", -1), position("long", 0), position("a", 0)],
+    [position("long", 10, owner="bob"), position("long", 0), position("a", 0)],
+]
+
+
+@pytest.mark.parametrize("saves", [False, True])
+@pytest.mark.parametrize("events", CLOSED)
+def test_saving_a_book_changes_no_later_round(events, saves):
+    """Ann's accounts close, and one opens again without an owner, so it is in the round of her former account."""
+    settling, _ = desk(Policy(), position("long", 10, owner="ann"), position("a", -10, "100", owner="ann"), *THREE[1:])
+    for event in events:
+        settling.apply(event)
+    if saves:
+        settling.request_books()
+        settling.take()
+    for event in (position("a", -10, "100"), *THREE[1:]):
+        settling.apply(event)
+    settling.apply(shortfall(1, account="long"))
+    assert list(requested(settling.take())[0]) == ["a"]
+
+
 def test_owner_without_positions_is_removed():
     settling, _ = desk(Policy(), *(position(name, 5, owner=name) for name in "abc"), *(position(name, 0) for name in "ab"))
     assert next(settling.book(UNIT.symbol).save()).owners == {"c": "c"}

@@ -147,15 +147,14 @@ def test_book_is_restored_from_its_parts(monkeypatch, is_snapshot):
         monkeypatch.setattr(module, "ROWS_PER_STEP", 3)
     book = Book(UNIT)
     for number in range(10):
-        book.set(f"a{number}", number - 2, (100 + number) * PRICE, 7)
+        book.set(f"a{number}", number - 2, (100 + number) * PRICE, 7, owner=f"owner {number % 3}")
         book.remember(f"a{number}", "BOTH", number)
-        book.owners.assign(f"a{number}", f"owner {number % 3}")
     if is_snapshot:
         book.begin_snapshot()
         for number in (4, 9):
             book.mark_seen(f"a{number}", "BOTH")
     parts = list(book.save())
-    assert [(len(part.long.accounts), len(part.owners)) for part in parts] == [(4, 4), (4, 4), (0, 2)]
+    assert [(len(part.long.accounts), len(part.owners)) for part in parts] == [(4, 4), (4, 4), (0, 1)]
     again = Book(UNIT)
     for part in parts:
         deque(again.restore(part), maxlen=0)
@@ -167,9 +166,8 @@ def test_book_is_restored_from_its_parts(monkeypatch, is_snapshot):
 def test_a_step_restores_few_positions_or_owners(monkeypatch):
     book = Book(UNIT)
     for number in range(20):
-        book.set(f"a{number}", 1 if number % 2 else -1, PRICE, 7)
+        book.set(f"a{number}", 1 if number % 2 else -1, PRICE, 7, owner=f"owner {number}")
         book.remember(f"a{number}", "BOTH", number)
-        book.owners.assign(f"a{number}", f"owner {number}")
     (part,) = book.save()
     for module in (book_module, side_module):
         monkeypatch.setattr(module, "ROWS_PER_STEP", 3)

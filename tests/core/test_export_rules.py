@@ -12,7 +12,11 @@ import msgspec
 import pytest
 import test_order_replay
 from builders import ONE, UNIT, adl_fill, fill, worth
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from retraced import Retraced
+from takeover_world import POLICIES as TAKEOVER_POLICIES
+from takeover_world import World
 from test_order_replay import MARKET, POLICIES, history
 
 from fundsvc.cli.tools.export import export_rows
@@ -77,3 +81,22 @@ def test_missing_refund_is_a_difference():
     code, error = verified(ledger.lines[:-1], ledger.fund)
     assert code == 1
     assert "the refund of ADL order 1 is missing before it" in error
+
+
+@given(TAKEOVER_POLICIES, st.sampled_from([0, 30, 100]), st.data())
+@settings(deadline=None, max_examples=60)
+def test_ledger_with_an_inventory_verifies(policy, balance, data):
+    world = World(policy, 0)
+    world.apply(
+        fill(1, lots=balance, price="101", bankruptcy_price="100", symbol=UNIT.symbol, ts=world.ts)
+    ) if balance else None
+    for _ in range(data.draw(st.integers(5, 40))):
+        world.apply(world.draw(data))
+    lines = [line for line in world.stored.lines if line[0].symbol == UNIT.symbol]
+    fund = world.stored.funds[UNIT.symbol]
+    assert verified(lines, fund) == (0, "")
+    for place, (item, digest) in enumerate(lines):
+        if isinstance(item, Entry) and (item.kind in ("takeover", "deleverage") or item.closes):
+            for change in ({"lots": item.lots + 1}, {"closes": item.closes + 1}, {"forced": not item.forced}):
+                forged = msgspec.structs.replace(item, **change)
+                assert verified([*lines[:place], (forged, digest), *lines[place + 1 :]], fund)[0] == 1, forged

@@ -205,10 +205,11 @@ class TestWaterfall:
         paid = Retraced(*market, worth(500, 1), worth(-300, 2))
         assert paid.differences() == []
         for covered in (0, 1, 299):
-            forged = Retraced(*market, worth(500, 1))
-            listed = forged.partition.market(UNIT.symbol)
-            listed.fund = FundWithReserve(UNIT, listed.fund.state(), listed.fund.policy, (500 - covered) * ONE)
-            forged.apply(worth(-300, 2))
+            forged = Retraced(worth(500, 1))
+            fund = forged.partition.market(UNIT.symbol).fund
+            forged.partition.admit(FundWithReserve(UNIT, fund.state(), fund.policy, (500 - covered) * ONE))
+            for event in (*market, worth(-300, 2)):
+                forged.apply(event)
             assert forged.fund.balance == (500 - covered) * ONE or not market
             found = forged.differences()
             assert any("no policy in force does" in difference for difference in found), found

@@ -188,12 +188,12 @@ def test_jitter_of_marks_begins_one_order():
     assert len(ran.orders) == 1
 
 
-def test_nobody_to_ask_writes_no_inventory_order():
+def test_no_inventory_order_without_a_position_to_reduce():
     ran = Settled(mark("45"), takeover(1, 10), *[mark("30", ts=1000 + n) for n in range(20)])
     assert (ran.orders, ran.held()) == ({}, [(1, 10, 0)])
 
 
-def test_an_order_that_found_nobody_is_retried_after_its_time():
+def test_an_order_without_candidates_is_retried_after_its_time():
     ran = Settled(mark("45"), SHORT, takeover(1, 10), mark("38"), rounds_max=1)
     ran.apply(adl_end(2, ts=5000))
     assert ran.summary() == [("inventory", 1, 3, 0, "returned")]
@@ -273,7 +273,7 @@ def test_lots_beyond_63_bits_are_rejected_with_those_of_open_orders():
     ordered = Settled(mark("50"), SHORT, takeover(1, INT64_MAX - 5), **takeover_policy(mode="adl"))
     assert ordered.reason(takeover(2, 6)) == Reason.OUT_OF_RANGE
     holding = ordered.apply(takeover(2, 5)).fund.inventory.long
-    assert (holding.lots, holding.in_orders) == (5, INT64_MAX - 5), "nobody is left for the second order"
+    assert (holding.lots, holding.in_orders) == (5, INT64_MAX - 5), "no position is left for the second order"
 
 
 def test_an_unwind_whose_amounts_do_not_fit_is_rejected_whole():

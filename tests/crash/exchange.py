@@ -11,7 +11,8 @@ import msgspec
 
 from fundsvc.core.batch import Round
 from fundsvc.core.contracts import partition_of
-from fundsvc.core.events import AdlEnd, AdlFill, Event, Fill, Mark, Position, Reason
+from fundsvc.core.events import AdlEnd, AdlFill, Event, Fill, Mark, Position, Reason, Takeover, Unwind
+from fundsvc.core.partition import Partition
 from tests.crash.letters import (
     CLOCK_JUMP_SHARE,
     CLOCK_JUMPS_MS,
@@ -56,7 +57,7 @@ class Exchange:
         self._states = dict(self._sequences)
         self._skipped: dict[str, int] = {}
         self._answers: dict[tuple[str, int], list[AdlFill | AdlEnd]] = {}
-        self._numbered: list[Fill | AdlFill | AdlEnd] = []
+        self._numbered: list[Fill | Takeover | Unwind | AdlFill | AdlEnd] = []
 
     def events(self, steps: int) -> Iterator[Event | Unit]:
         """Yields the listings, a mark of each contract, and events of all kinds for this number of steps."""
@@ -67,7 +68,8 @@ class Exchange:
         for step in range(steps):
             contract = self._chance.choice(TRADED)
             jump = self._chance.choice(CLOCK_JUMPS_MS) if self._chance.random() < CLOCK_JUMP_SHARE else jump
-            make = self._chance.choices((self._position, self._mark, self._fill, self._answer), (50, 10, 8, 32))[0]
+            makes = self._position, self._mark, self._fill, self._takeover, self._unwind, self._answer
+            make = self._chance.choices(makes, (45, 10, 8, 4, 4, 29))[0]
             event = make(*contract, BEGINNING_MS + step + jump)
             if event:
                 yield self._settle(contract[0], event)
@@ -77,11 +79,11 @@ class Exchange:
 
     def _settle(self, symbol: str, event: Event) -> Event:
         """Settles an event in memory, and prepares the answers to the rounds that it starts; returns the event."""
-        partition = self._partitions[partition_of(symbol, len(self._partitions))]
+        partition = self._partition(symbol)
         partition.apply(event)
         for round_ in partition.take().rounds:
             self._answers[round_.order.symbol, round_.order.adl] = self._answers_to(round_)
-        if isinstance(event, Fill | AdlFill | AdlEnd):
+        if isinstance(event, Fill | Takeover | Unwind | AdlFill | AdlEnd):
             self._numbered.append(event)
         return event
 
@@ -113,12 +115,37 @@ class Exchange:
         price, bankruptcy_price = self._price(about * worse, 0.02), self._price(about, 0.01)
         return Fill(symbol, self._next(symbol), side, self._chance.randint(1, 200), price, bankruptcy_price, ts)
 
+    def _takeover(self, symbol: str, _currency: str, _multiplier: str | float, about: int, ts: int) -> Takeover:
+        side = self._chance.choice(("sell", "buy"))
+        price = self._price(about * (1.003 if side == "sell" else 0.997), 0.01)
+        return Takeover(symbol, self._next(symbol), side, self._chance.randint(1, 100), price, ts, account="a0")
+
+    def _unwind(self, symbol: str, _currency: str, _multiplier: str | float, about: int, ts: int) -> Unwind | None:
+        """Returns an unwind of held lots; None if the fund holds none of a side."""
+        side = self._chance.choice(("sell", "buy"))
+        market = self._partition(symbol).market(symbol)
+        held = market.fund.inventory.closed_by(side).lots if market and market.fund.inventory else 0
+        if not held:
+            return None
+        return Unwind(symbol, self._next(symbol), side, self._chance.randint(1, held), self._price(about, 0.01), ts)
+
+    def _partition(self, symbol: str) -> Partition:
+        return self._partitions[partition_of(symbol, len(self._partitions))]
+
     def _answer(self, symbol: str, *rest: object) -> AdlFill | AdlEnd | None:
-        """Returns the next answer to a round of the contract; None if no round needs one."""
+        """Returns the next answer to a round of the contract; None if no round needs one.
+
+        An unwind may have taken lots of the order.
+        """
         waiting = sorted(key for key, answers in self._answers.items() if key[0] == symbol and answers)
         if not waiting:
             return None
-        answer = self._answers[self._chance.choice(waiting)].pop(0)
+        key = self._chance.choice(waiting)
+        answer, order = self._answers[key].pop(0), self._partition(symbol).open_order(*key)
+        if isinstance(answer, AdlFill):
+            if order is None:
+                return None
+            answer = msgspec.structs.replace(answer, lots=min(answer.lots, order.needed))
         numbers = {"seq": self._next(symbol), "ts": rest[-1]}
         return type(answer)(**{name: getattr(answer, name) for name in answer.__struct_fields__} | numbers)
 
@@ -138,7 +165,7 @@ class Exchange:
 
     def _settled_seq(self, symbol: str) -> int:
         """The contract's sequence in the ledger, which the end of a closed order does not raise."""
-        funds = self._partitions[partition_of(symbol, len(self._partitions))].funds()
+        funds = self._partition(symbol).funds()
         return next(fund.seq for fund in funds if fund.contract.symbol == symbol)
 
     def _wrong_answer(self, symbol: str) -> Unit | None:
@@ -147,7 +174,7 @@ class Exchange:
         if not rounds:
             return None
         _, adl = self._chance.choice(rounds)
-        order = self._partitions[partition_of(symbol, len(self._partitions))].open_order(symbol, adl)
+        order = self._partition(symbol).open_order(symbol, adl)
         requested = [account for account, _ in order.progress.rests()] if order else []
         account = self._chance.choice(("nobody", f"a{self._chance.randrange(ACCOUNTS)}", *requested[:3]))
         execution = answer(Destination(symbol, 0, 0), "adlFill", adl, account=account, lots=10**15)

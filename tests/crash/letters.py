@@ -10,7 +10,7 @@ import msgspec
 
 from fundsvc.cli.tools.recordings import read_recording
 from fundsvc.core.contracts import partition_of
-from fundsvc.core.events import Event, Fill, Listing, Mark, Reason
+from fundsvc.core.events import Event, Fill, Listing, Mark, Reason, Takeover, Unwind
 from tests.crash.poison import BEGINNING_MS, BROKEN, NEVER_SETTLED, Destination, answer, poison, reasons_of
 
 EVENTS_PER_LETTER_MAX = 30
@@ -20,6 +20,7 @@ RELISTED_SHARE = 0.01
 CONTRADICTED_SHARE = 0.01
 LATE_SHARE = 0.01
 DOUBTED_SHARE = 0.002
+TAKEN_SHARE = 0.05
 LARGE_SHARE = 0.0003
 """Shares of the events that one of this kind follows; for duplicates, of the letters."""
 
@@ -158,13 +159,14 @@ def disputed_terms(chance: random.Random, contract: tuple[str, str, str | float,
 
 
 def _market(chance: random.Random, fills: int) -> Iterator[Event | Unit]:
-    """Yields fills with mostly surpluses and some deficits that exceed the fund; between them marks and listings."""
+    """Yields fills with mostly surpluses and some deficits that exceed the fund; between them marks, takeovers and listings."""
     for contract in CONTRACTS:
         yield listing_of(
             contract, multiplier=contract[2] if chance.random() < 0.5 else -1 if float(contract[2]) < 0 else 7, provisional=True
         )
         yield listing_of(contract)
     sequences = dict.fromkeys((contract[0] for contract in CONTRACTS), 0)
+    held: dict[tuple[str, str], int] = defaultdict(int)
     jump = 0
     for number in range(fills):
         contract = chance.choice(CONTRACTS)
@@ -173,20 +175,39 @@ def _market(chance: random.Random, fills: int) -> Iterator[Event | Unit]:
         sequences[symbol] += chance.randint(1, 5)
         jump = chance.choice(CLOCK_JUMPS_MS) if chance.random() < CLOCK_JUMP_SHARE else jump
         ts = BEGINNING_MS + number * 1000 + jump
-        yield _fill(chance, symbol, sequences[symbol], about, ts)
+        fill_seq = sequences[symbol]
+        yield _fill(chance, symbol, fill_seq, about, ts)
         if chance.random() < 0.1:
             yield Mark(symbol, f"{about}.5", ts)
+        if chance.random() < TAKEN_SHARE:
+            sequences[symbol] += 1
+            yield _moved_lots(chance, symbol, sequences[symbol], about, ts, held)
         if chance.random() < CONTRADICTED_SHARE:
             other = msgspec.structs.replace(_fill(chance, symbol, sequences[symbol], 1, ts), lots=7_000)
             yield (rejected_element(other, symbol, Reason.CONFLICT),)
-        if last < sequences[symbol] - 1 and chance.random() < LATE_SHARE:
-            yield (rejected_element(_fill(chance, symbol, sequences[symbol] - 1, about, ts), symbol, Reason.LATE),)
+        if last < fill_seq - 1 and chance.random() < LATE_SHARE:
+            yield (rejected_element(_fill(chance, symbol, fill_seq - 1, about, ts), symbol, Reason.LATE),)
         if chance.random() < RELISTED_SHARE:
             yield listing_of(contract, note=number)
         if chance.random() < DOUBTED_SHARE:
             yield disputed_terms(chance, contract)
         if chance.random() < LARGE_SHARE:
             yield (element_of(Mark(symbol, f"{about}.25", ts)),) * LARGE_EVENTS
+
+
+def _moved_lots(
+    chance: random.Random, symbol: str, seq: int, about: int, ts: int, held: dict[tuple[str, str], int]
+) -> Takeover | Unwind:
+    """Returns a takeover, or an unwind of `held` lots. There are no positions, so the fund holds all lots it ever took over."""
+    side = chance.choice(("sell", "buy"))
+    price = f"{about}.{chance.randrange(10**8):08}"
+    if held[symbol, side] and chance.random() < 0.6:
+        lots = chance.randint(1, held[symbol, side])
+        held[symbol, side] -= lots
+        return Unwind(symbol, seq, side, lots, price, ts, f"t{seq}", "o")
+    lots = chance.randint(1, 5000)
+    held[symbol, side] += lots
+    return Takeover(symbol, seq, side, lots, price, ts, f"t{seq}", chance.choice(("", "ordre-é")), f"a{chance.randrange(1000)}")
 
 
 def _fill(chance: random.Random, symbol: str, seq: int, about: int, ts: int) -> Fill:

@@ -12,6 +12,7 @@ from fundsvc.core.adl.valuation import ValuedPosition
 from fundsvc.core.commitment import LedgerSecret
 from fundsvc.core.events import Event, PolicyChange, Reason, Rejection
 from fundsvc.core.fund.chain import Entry
+from fundsvc.core.fund.inventory import HoldingState, TrancheState
 from fundsvc.core.fund.settlement import FundState
 from fundsvc.core.partition import Partition
 from fundsvc.core.policy import Policy
@@ -27,13 +28,18 @@ LEDGER_SECRET = "the ledger secret of the crash test which hides nothing"
 
 @dataclass
 class Undisturbed:
-    """Per symbol: entries with hashes, the fund, its ADL orders, their records with hashes, and the ranks of its book."""
+    """Per symbol: entries with hashes, the fund, its ADL orders, their records with hashes, and the ranks of its book.
+
+    `tranches` and `holdings` are the inventories of all contracts, by symbol, entry and side.
+    """
 
     lines: dict[str, list[tuple[Entry, bytes]]] = field(default_factory=dict)
     funds: dict[str, FundState] = field(default_factory=dict)
     orders: dict[str, list[OrderState]] = field(default_factory=dict)
     records: dict[str, list[tuple[AdlRecord, bytes]]] = field(default_factory=dict)
     ranks: dict[str, list[list[ValuedPosition]]] = field(default_factory=dict)
+    tranches: list[TrancheState] = field(default_factory=list)
+    holdings: list[HoldingState] = field(default_factory=list)
 
 
 def undisturbed(letters: Iterable[Letter], partitions: int) -> Undisturbed:
@@ -54,6 +60,10 @@ def undisturbed(letters: Iterable[Letter], partitions: int) -> Undisturbed:
             ledger.records.setdefault(sealed.record.symbol, []).append((sealed.record, sealed.hash))
         ledger.funds |= {state.symbol: state for state in batch.funds}
         ledger.ranks |= {contract.symbol: ranks(book) for contract, book in partition.books()}
+        ledger.tranches += [row for row in batch.tranches if row.lots]
+        ledger.holdings += batch.holdings
+    ledger.tranches.sort()
+    ledger.holdings.sort(key=lambda row: (row.symbol, row.side))
     return ledger
 
 

@@ -106,6 +106,18 @@ def fill(destination: Destination, **wrong: Any) -> Content:
     }
 
 
+def takeover(destination: Destination, **wrong: Any) -> Content:
+    """Returns a valid takeover, except for the given fields."""
+    numbers = {"seq": NEVER_SETTLED, "lots": 1, "ts": BEGINNING_MS}
+    return {"type": "takeover", "symbol": destination.symbol, "side": "sell", "bankruptcyPrice": "1", **numbers, **wrong}
+
+
+def unwind(destination: Destination, **wrong: Any) -> Content:
+    """Returns an unwind of one lot, except for the given fields."""
+    numbers = {"seq": NEVER_SETTLED, "lots": 1, "ts": BEGINNING_MS}
+    return {"type": "unwind", "symbol": destination.symbol, "side": "sell", "price": "1", **numbers, **wrong}
+
+
 def answer(destination: Destination, kind: str, adl: int, **more: Any) -> Content:
     """Returns an answer to an ADL order."""
     return {"type": kind, "symbol": destination.symbol, "seq": NEVER_SETTLED, "adl": adl, "ts": BEGINNING_MS, **more}
@@ -144,6 +156,10 @@ def _invalid_field(chance: random.Random, destination: Destination) -> Content:
             {"type": "snapshot", "symbol": destination.symbol, "phase": "middle", "ts": BEGINNING_MS},
             {"type": "rate", "currency": "U S D", "price": "1", "ts": BEGINNING_MS},
             answer(destination, "adlFill", 0, account="a1", lots=1),
+            takeover(destination, lots=chance.choice((0, -1, 2**63))),
+            takeover(destination, price="1"),
+            unwind(destination, side="hold"),
+            unwind(destination, account="a1"),
         )
     )
 
@@ -151,7 +167,11 @@ def _invalid_field(chance: random.Random, destination: Destination) -> Content:
 def _invalid_number(chance: random.Random, destination: Destination) -> Content:
     wrong = chance.choice(("-1", "abc", "1e5", "NaN", "٣", " 1", "+1", "0x10"))
     return chance.choice(
-        (fill(destination, price=wrong), fill(destination, bankruptcyPrice=wrong), _mark(destination, price=wrong))
+        (
+            *(fill(destination, price=wrong), fill(destination, bankruptcyPrice=wrong), _mark(destination, price=wrong)),
+            takeover(destination, bankruptcyPrice=wrong),
+            unwind(destination, price=wrong),
+        )
     )
 
 
@@ -163,7 +183,8 @@ def _not_a_liquidation(chance: random.Random, destination: Destination) -> Conte
 
 def _unknown_symbol(chance: random.Random, destination: Destination) -> Content:
     unlisted = destination._replace(symbol=_unlisted_symbol(chance, destination, in_partition=True))
-    return chance.choice((fill(unlisted), _mark(unlisted), _position(unlisted), answer(unlisted, "adlEnd", 1)))
+    makes = fill, _mark, _position, takeover, unwind
+    return chance.choice((*(make(unlisted) for make in makes), answer(unlisted, "adlEnd", 1)))
 
 
 def _wrong_partition(chance: random.Random, destination: Destination) -> Content:
@@ -181,7 +202,10 @@ def _too_many_decimals(chance: random.Random, destination: Destination) -> Conte
 
 
 def _out_of_range(chance: random.Random, destination: Destination) -> Content:
-    return chance.choice((fill(destination, price="9" * 40), _mark(destination, price="9" * 40)))
+    large = "9" * 40
+    return chance.choice(
+        (fill(destination, price=large), _mark(destination, price=large), takeover(destination, bankruptcyPrice=large))
+    )
 
 
 def _contract_invalid(chance: random.Random, destination: Destination) -> Content:
@@ -209,6 +233,10 @@ def _order_unknown(chance: random.Random, destination: Destination) -> Content:
     return chance.choice((answer(destination, "adlEnd", 10**9), answer(destination, "adlFill", 10**9, **execution)))
 
 
+def _inventory_short(chance: random.Random, destination: Destination) -> Content:
+    return unwind(destination, side=chance.choice(("sell", "buy")), lots=chance.choice((10**15, 2**63 - 1)))
+
+
 def _database_rejected(chance: random.Random, destination: Destination) -> Content:
     return fill(destination, tradeId=REJECTED_TRADE)
 
@@ -233,6 +261,7 @@ POISON: Mapping[Reason, Make] = {
     Reason.ADL_ORDER_UNKNOWN: _order_unknown,
     Reason.SUPERSEDED: _superseded,
     Reason.TS_OUT_OF_RANGE: _ts_out_of_range,
+    Reason.INVENTORY_SHORT: _inventory_short,
     Reason.DATABASE_REFUSED: _database_rejected,
     Reason.TOO_LARGE: _too_large,
 }

@@ -10,10 +10,12 @@ from fundsvc.core.adl.order import OrderState
 from fundsvc.core.adl.records import AdlRecord
 from fundsvc.core.events import Reason
 from fundsvc.core.fund.chain import Entry
+from fundsvc.core.fund.inventory import HoldingState, TrancheState
 from fundsvc.metrics import Metrics
 from fundsvc.readmodel.adl_books import AdlBooks
 from fundsvc.store.database import SQL, open_pool
 from fundsvc.store.exports import fund_state_from
+from fundsvc.store.writer import holding_from
 from fundsvc.streams.client import StreamClient
 from fundsvc.streams.source import Source
 from fundsvc.wire.codec import Contents, Message
@@ -35,6 +37,7 @@ async def differences(world: World, client: StreamClient, letters: Sequence[Lett
         *await _funds(world, expected),
         *await _orders(world, expected),
         *await _records(world, expected),
+        *await _inventories(world, expected),
         *await _ranks(world, client, expected),
         *await _rejected(world, client, letters),
         *await _audit(world, expected),
@@ -84,6 +87,16 @@ async def _records(world: World, expected: Undisturbed) -> list[str]:
         difference
         for symbol in symbols
         for difference in _difference(f"ADL records of {symbol}", found.get(symbol, []), expected.records.get(symbol, []))
+    ]
+
+
+async def _inventories(world: World, expected: Undisturbed) -> list[str]:
+    """Compares all tranches and sides of inventories."""
+    tranches = await world.fetch(f"SELECT {', '.join(TrancheState._fields)} FROM tranches")
+    holdings = await world.fetch(f"SELECT {', '.join(HoldingState._fields)} FROM holdings ORDER BY symbol, side")
+    return [
+        *_difference("tranches", sorted(TrancheState(*row) for row in tranches), expected.tranches),
+        *_difference("sides of inventories", [holding_from(row) for row in holdings], expected.holdings),
     ]
 
 

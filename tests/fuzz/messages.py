@@ -32,8 +32,11 @@ STRANGE_INTEGERS: Sequence[Any] = (
     *(0, -1, 1, 2**31, 2**53 + 1, 2**63 - 1, 2**63, -(2**63), 2**64 - 1, 2**64, 10**30, 1.0, 1.5, 1e300),
     *("5", "", None, True, [], {}, float("nan"), float("inf")),
 )
-TYPES = ("fill", "mark", "position", "snapshot", "adlFill", "adlEnd", "adlAck", "adlTimeout", "rate", "contract")
-NUMBERED = ("fill", "adlFill", "adlEnd")
+TYPES = (
+    *("fill", "takeover", "unwind", "mark", "position", "snapshot"),
+    *("adlFill", "adlEnd", "adlAck", "adlTimeout", "rate", "contract"),
+)
+NUMBERED = ("fill", "takeover", "unwind", "adlFill", "adlEnd")
 STRANGE_TYPES: Sequence[Any] = ("deposit", "", "Fill", "fill ", "x" * 1000, None, 1, [], {}, True)
 
 TOKENS = (
@@ -101,6 +104,8 @@ class Messages:
         self._sent: list[dict[str, Any]] = []
         self._writers: dict[str, Callable[[Terms], dict[str, Any]]] = {
             "fill": self._fill,
+            "takeover": self._takeover,
+            "unwind": self._unwind,
             "mark": self._mark,
             "position": self._position,
             "snapshot": self._snapshot,
@@ -231,6 +236,17 @@ class Messages:
             "ts": self._ts(),
             **{name: value for name, value in optional.items() if self._chance.random() < 0.5},
         }
+
+    def _takeover(self, contract: Terms) -> dict[str, Any]:
+        fields = self._fill(contract)
+        del fields["price"]
+        return fields
+
+    def _unwind(self, contract: Terms) -> dict[str, Any]:
+        fields = self._fill(contract) | {"lots": self._chance.choice((1, 7, 20))}
+        del fields["bankruptcyPrice"]
+        fields.pop("account", None)
+        return fields
 
     def _mark(self, contract: Terms) -> dict[str, Any]:
         index = {"indexPrice": self._price(contract[3], 0.01)} if self._chance.random() < 0.3 else {}

@@ -9,7 +9,7 @@ from msgspec import UNSET, UnsetType
 from fundsvc.api.adl_answers.inputs import Inputs, input_fields, place_fields, valued
 from fundsvc.api.answers import Answer, milliseconds
 from fundsvc.api.visibility import Visibility, rough, rough_or_none
-from fundsvc.core.adl.order import State, amount_of, refund_of
+from fundsvc.core.adl.order import Origin, State, amount_of, refund_of
 from fundsvc.core.adl.valuation import SideName, Valuation
 from fundsvc.core.contracts import Contract
 from fundsvc.core.numbers import format_units
@@ -53,16 +53,24 @@ class RoundAnswer(Answer, frozen=True):
 
 
 class OrderAnswer(Answer, frozen=True, kw_only=True):
-    """An ADL order. `cause` is the entry of its shortfall, which had `deficit` on `deficitLots`.
+    """An ADL order. The `cause` of `origin` "shortfall" is the shortfall's entry, which had `deficit` on `deficitLots`.
 
     `needed` is the amount that the fund did not pay; `taken` is the executed lots' share of the deficit. For an order that is
     done, 0 <= taken - needed < the deficit of one lot, and the fund received the difference as `refund`. `rest` is the amount
     that is still open or, for an uncovered order, became outstanding.
+
+    The `origin` "takeover" is a takeover of which the fund did not accept all lots; `cause` is the takeover entry, 0 if the
+    fund accepted none. The `origin` "inventory" is an inventory that is too heavy; the order `closes` lots of the tranche of a
+    takeover entry, which is also its `cause`. `closes` is 0 for other origins. Neither order recovers an amount: all their
+    amounts are 0. `lotsUnwound` left an inventory order because the market took them first. Such an order ends `done` with all
+    lots executed, else `returned`: its other lots stay in the inventory, those of a takeover as a forced tranche.
     """
 
     symbol: str
     adl: int
+    origin: Origin
     cause: int
+    closes: int
     state: State
     reduce: SideName
     price: str
@@ -70,6 +78,7 @@ class OrderAnswer(Answer, frozen=True, kw_only=True):
     deficit_lots: int
     lots_needed: int
     lots_taken: int
+    lots_unwound: int
     needed: str
     taken: str
     uncovered: str
@@ -98,7 +107,9 @@ def _order_answer(order: OrderRow, rounds: Sequence[RoundRow], contract: Contrac
     return OrderAnswer(
         symbol=order.symbol,
         adl=order.adl,
+        origin=order.origin,
         cause=order.cause,
+        closes=order.cause if order.origin == "inventory" else 0,
         state=order.state,
         reduce=order.reduce,
         price=format_units(order.price, price),
@@ -106,6 +117,7 @@ def _order_answer(order: OrderRow, rounds: Sequence[RoundRow], contract: Contrac
         deficit_lots=order.deficit_lots,
         lots_needed=order.lots,
         lots_taken=order.executed,
+        lots_unwound=order.unwound,
         needed=format_units(order.uncovered, money),
         taken=format_units(amount_of(order, order.executed), money),
         uncovered=format_units(order.uncovered, money),

@@ -1,4 +1,4 @@
-"""Answers for previews: the effect of a fill that is not settled."""
+"""Answers for previews: the effect of a fill or a takeover that is not settled."""
 
 from collections.abc import Callable, Sequence
 from itertools import groupby, islice
@@ -11,7 +11,7 @@ from fundsvc.api.adl_answers.orders import AllocationAnswer, allocation_answer
 from fundsvc.api.answers import Answer
 from fundsvc.api.visibility import OPERATOR, rough, rough_total
 from fundsvc.core.adl.order import AdlOrder, RoundTerms
-from fundsvc.core.adl.preview import Preview
+from fundsvc.core.adl.preview import Preview, TakeoverPreview
 from fundsvc.core.adl.queue import merge_small_groups
 from fundsvc.core.adl.valuation import Rank, SideName
 from fundsvc.core.contracts import Contract
@@ -31,7 +31,7 @@ class OthersAnswer(Answer, frozen=True):
 
 
 class PreviewOrderAnswer(Answer, frozen=True):
-    """The ADL order that the fill would create, and its first round. `lotsAsked` is below `lotsNeeded` if candidates are few.
+    """The ADL order that the event would create, and its first round. `lotsAsked` is below `lotsNeeded` if candidates are few.
 
     A trader sees the allocations to its own positions, and sums of the `others`. The service then computes the round for the
     needed lots rounded to two significant digits. With fewer than `queue.k_min` others in the round, `lotsAsked` is null if it
@@ -64,10 +64,53 @@ class PreviewAnswer(Answer, frozen=True):
     ts: int
 
 
-def preview_answer(
-    preview: Preview, view: BookView, show: Callable[[AdlOrder, RoundTerms, Contract], PreviewOrderAnswer]
-) -> PreviewAnswer:
-    """Returns the answer to a preview; `show` makes the answer for its order: `whole_preview` or `trader_preview`."""
+class TakeoverPreviewAnswer(Answer, frozen=True, kw_only=True):
+    """The effect of a takeover at present.
+
+    `expectedLoss` is the loss of all its lots at the mark, 0 without a mark; `capacity` is the loss that the fund may still
+    promise to bear. The fund takes over the `accepted` lots. The `order` is for the other lots. Without candidates the
+    fund takes over these `forced` lots too. `equity` is that of the fund after the takeover, before any execution of the order;
+    null without a mark.
+    """
+
+    symbol: str
+    lots: int
+    accepted: int
+    expected_loss: str
+    capacity: str
+    forced: int
+    equity: str | None
+    mark_price: str | None
+    order: PreviewOrderAnswer | None
+    last_id: str
+    ts: int
+
+
+ShowOrder = Callable[[AdlOrder, RoundTerms, Contract], PreviewOrderAnswer]
+"""Makes the answer for an order of a preview: `whole_preview` or `trader_preview`."""
+
+
+def takeover_preview_answer(preview: TakeoverPreview, view: BookView, lots: int, show: ShowOrder) -> TakeoverPreviewAnswer:
+    """Returns the answer to a preview of a takeover of `lots`."""
+    contract, acceptance = view.contract, preview.acceptance
+    money = contract.settle_decimals
+    return TakeoverPreviewAnswer(
+        symbol=contract.symbol,
+        lots=lots,
+        accepted=acceptance.lots,
+        expected_loss=format_units(acceptance.loss, money),
+        capacity=format_units(acceptance.capacity, money),
+        forced=preview.forced,
+        equity=None if view.book.mark is None else format_units(preview.equity, money),
+        mark_price=price_text(view.book.mark, contract),
+        order=show(preview.order, preview.first, contract) if preview.order and preview.first else None,
+        last_id=view.last_id,
+        ts=view.ts,
+    )
+
+
+def preview_answer(preview: Preview, view: BookView, show: ShowOrder) -> PreviewAnswer:
+    """Returns the answer to a preview of a fill."""
     contract, entry, order = view.contract, preview.entry, preview.order
     money = contract.settle_decimals
     return PreviewAnswer(

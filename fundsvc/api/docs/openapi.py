@@ -3,10 +3,11 @@
 The examples are recorded from a running service by `scripts/examples`.
 """
 
+import asyncio
 import inspect
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from http import HTTPStatus
 from importlib.resources import files
@@ -67,6 +68,7 @@ PATH_PARAMETERS: Mapping[str, tuple[Schema, str]] = {
 
 SECTIONS: Mapping[str, str] = {
     "fundsvc.api.fund_cache": "fundsvc.api.funds",
+    "fundsvc.api.inventory": "fundsvc.api.funds",
     "fundsvc.api.targets": "fundsvc.api.funds",
     "fundsvc.api.websocket.endpoints": "fundsvc.api.websocket",
 }
@@ -78,15 +80,24 @@ _COMPONENT = "#/components/schemas/{name}"
 _REFERENCE = re.compile(r'"#/components/schemas/([^"]+)"')
 
 
-def openapi_endpoint(endpoints: Iterable[Endpoint]) -> Endpoint:
-    """Returns the endpoint whose document describes these endpoints and itself."""
+def openapi_endpoint(endpoints: Sequence[Endpoint]) -> Endpoint:
+    """Returns the endpoint whose document describes these endpoints and itself.
+
+    The first request generates the document, in a thread. That takes tenths of a second in Python, during which the event loop
+    waits for the interpreter after each read of a socket; at the start it reads large books.
+    """
+    generated: asyncio.Future[bytes] | None = None
+
+    def generate() -> bytes:
+        return msgspec.json.encode(description((*endpoints, own)))
 
     async def openapi(_request: web.Request) -> web.Response:
         """The OpenAPI 3.1 document of this API."""
-        return web.Response(body=body, content_type=JSON)
+        nonlocal generated
+        generated = generated or asyncio.ensure_future(asyncio.to_thread(generate))
+        return web.Response(body=await asyncio.shield(generated), content_type=JSON)
 
     own = Endpoint("/openapi.json", openapi, {200: Media(JSON, dict[str, Any])}, fails=frozenset())
-    body = msgspec.json.encode(description((*endpoints, own)))
     return own
 
 

@@ -15,7 +15,7 @@ from fundsvc.api.http.big_integers import integers_as_strings, with_integers
 from fundsvc.api.http.compression import GZIP_HEADERS, PLAIN_HEADERS, GzipOnce, accepts_gzip
 from fundsvc.api.http.errors import BadParameter, NotFound
 from fundsvc.api.http.middleware import Middleware
-from fundsvc.api.http.parameters import Parameters, Query, read_body, read_query
+from fundsvc.api.http.parameters import Query, read_body, read_query
 from fundsvc.api.http.routes import JSON, Cost, Endpoint, Media
 from fundsvc.api.http.tokens import Caller
 from fundsvc.store.reader import FundRow, Listed, Reader
@@ -57,16 +57,16 @@ class Encoded(Generic[T_co]):
 class Route(NamedTuple):
     """A path, the struct of its query parameters, and the method that answers it.
 
-    `answer` receives the query and the path's parameters. A route with a `body` is a POST of that struct as JSON; `answer`
-    receives it as `body`. A route with `roles` requires one of them and passes the `caller`. A route with `token_optional` is
-    public and shows a caller more of its own data; `caller` is None without a valid token. `cost` returns how many more
-    requests an answer counts as; it receives the path's parameters.
+    `answer` receives the query and the path's parameters. A route with a `body` is a POST of that struct, or of one of a union
+    of structs, as JSON; `answer` receives it as `body`. A route with `roles` requires one of them and passes the
+    `caller`. A route with `token_optional` is public and shows a caller more of its own data; `caller` is None without a valid
+    token. `cost` returns how many more requests an answer counts as; it receives the path's parameters.
     """
 
     path: str
     query: type[Query]
     answer: Callable[..., Awaitable[Any]]
-    body: type[Parameters] | None = None
+    body: Any = None
     roles: Roles = PUBLIC
     cost: Cost | None = None
     token_optional: bool = False

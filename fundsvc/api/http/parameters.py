@@ -1,7 +1,7 @@
 """Query parameters and bodies: one struct per route, whose types and bounds are the complete rule, and their parsing."""
 
 from functools import cache
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import msgspec
 from msgspec import UNSET, UnsetType, inspect
@@ -10,6 +10,7 @@ from multidict import MultiMapping
 from fundsvc.api.http.big_integers import Numbers
 from fundsvc.api.http.errors import BadParameter, MissingParameter
 from fundsvc.core.adl.order import State
+from fundsvc.core.adl.valuation import SideName
 from fundsvc.core.events import Account, Number, Positive, Timestamp
 from fundsvc.core.fund.chain import Kind
 from fundsvc.core.numbers import INT64_MAX
@@ -33,6 +34,8 @@ Entry = Annotated[int, msgspec.Meta(ge=0, le=INT64_MAX - 1)]
 
 ProducerId = Annotated[str, msgspec.Meta(min_length=0, max_length=128, pattern="^[!-~]*$")]
 """Distinguishes producers whose tokens have the same subject."""
+
+WholeUsdt = Annotated[int, msgspec.Meta(ge=0, le=INT64_MAX)]
 
 Milliseconds = Annotated[int, msgspec.Meta(ge=0, le=INT64_MAX)]
 
@@ -81,6 +84,15 @@ class HistoryQuery(Query, frozen=True):
 
     def __post_init__(self) -> None:
         _check_order("startAt", self.start_at, "endAt", self.end_at)
+
+
+class InventoryQuery(Query, frozen=True):
+    """A page of the tranches of an inventory; `offset` is a takeover entry. Pages work as in `history`."""
+
+    offset: Entry | UnsetType = UNSET
+    forward: bool = False
+    max_count: Annotated[int, msgspec.Meta(ge=1, le=PAGE_ENTRIES_MAX)] = PAGE_ENTRIES
+    side: SideName | UnsetType = UNSET
 
 
 class SpanQuery(Parameters, frozen=True):
@@ -151,6 +163,13 @@ class DeleveragedQuery(AccountQuery, frozen=True):
     max_count: Annotated[int, msgspec.Meta(ge=1, le=PAGE_ENTRIES_MAX)] = PAGE_ENTRIES
 
 
+class PreviewTakeoverPolicy(Parameters, frozen=True):
+    """Replacements for keys of `takeover` of the contract's policy. `valueMax` is in whole USDT, null for no limit."""
+
+    mode: Literal["capacity", "adl", "fund"] | UnsetType = UNSET
+    value_max: WholeUsdt | UnsetType | None = UNSET
+
+
 class PreviewPolicy(Parameters, frozen=True):
     """Replacements for keys of the contract's policy in this preview."""
 
@@ -158,14 +177,27 @@ class PreviewPolicy(Parameters, frozen=True):
     eligible: Literal["profitable", "all"] | UnsetType = UNSET
     allocation: Literal["queue", "pro_rata", "capped"] | UnsetType = UNSET
     cap_share: Share | UnsetType = UNSET
+    takeover: PreviewTakeoverPolicy = PreviewTakeoverPolicy()
 
 
-class PreviewBody(Parameters, frozen=True):
+class PreviewBody(Parameters, frozen=True, kw_only=True):
     """A fill as the engine sends it, and changes of the contract's policy. `ts` is the current time by default."""
 
+    type: Literal["fill"] = "fill"
     side: Literal["sell", "buy"]
     lots: Positive
     price: Number
+    bankruptcy_price: Number
+    ts: Timestamp | UnsetType = UNSET
+    policy: PreviewPolicy = PreviewPolicy()
+
+
+class TakeoverPreviewBody(Parameters, frozen=True, kw_only=True):
+    """A takeover as the engine sends it, and changes of the contract's policy. `ts` is the current time by default."""
+
+    type: Literal["takeover"]
+    side: Literal["sell", "buy"]
+    lots: Positive
     bankruptcy_price: Number
     ts: Timestamp | UnsetType = UNSET
     policy: PreviewPolicy = PreviewPolicy()
@@ -197,12 +229,28 @@ def read_query(query: type[Q], given: MultiMapping[str]) -> Q:
         raise BadParameter(f"{name} is {_shown(given[name])}: it must be {_allowed(fields[name].type)}") from None
 
 
-def read_body(kind: type[Q], body: bytes) -> Q:
-    """Parses a JSON body; raises BadParameter with the reason."""
+class _Typed(msgspec.Struct):
+    type: str = ""
+
+
+def read_body(kind: Any, body: bytes) -> Any:
+    """Parses a JSON body; raises BadParameter with the reason.
+
+    `kind` is a struct, or a union of structs that differ in `type`. The first of these is the default.
+    """
     try:
-        return decode_json(body, kind)
+        return decode_json(body, _variant(kind, body))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BadParameter(f"the body is invalid: {error}") from None
+
+
+def _variant(kind: Any, body: bytes) -> Any:
+    """Returns the struct of a union that has the `type` of a body, the first one if none has it."""
+    variants = get_args(kind)
+    if not variants:
+        return kind
+    given = msgspec.json.decode(body, type=_Typed).type
+    return next((one for one in variants if given in _fields(one)["type"].type.values), variants[0])  # type: ignore[attr-defined]
 
 
 @cache

@@ -136,7 +136,9 @@ class BybitEndpoints:
             balance=fund.balance,
             max_balance=fund.peak8h,
             insurance_pnl_ratio=f"{-guard.start if guard else FULL_DRAWDOWN:g}",
-            pnl_ratio=f"{0.0 - fund.drawdown8h:.6f}".rstrip("0").rstrip("."),
+            pnl_ratio=f"{0.0 - (fund.drawdown8h if fund.equity_drawdown is None else fund.equity_drawdown):.6f}".rstrip(
+                "0"
+            ).rstrip("."),
             adl_trigger_threshold=f"{guard.minimum_balance if guard else 0:g}",
             adl_stop_ratio=f"{-guard.stop if guard else FULL_DRAWDOWN:g}",
         )

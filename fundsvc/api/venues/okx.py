@@ -39,6 +39,8 @@ INSTRUMENTS: dict[str, InstrumentType] = {"FFWCSX": "SWAP", "FFICSX": "FUTURES"}
 
 CHANGES: dict[Kind, Change] = {
     "flat": "regular_update",
+    "takeover": "regular_update",
+    "deleverage": "regular_update",
     "surplus": "liquidation_balance_deposit",
     "refund": "liquidation_balance_deposit",
     "shortfall": "bankruptcy_loss",
@@ -190,7 +192,7 @@ def _page(details: list[Detail], limit: int) -> list[Detail]:
 def _change(entry: EntryRow, contract: Contract) -> Detail:
     decimals = contract.settle_decimals
     return Detail(
-        amt=format_units(entry.change, decimals) if entry.kind != "flat" else "",
+        amt=format_units(entry.change, decimals) if CHANGES[entry.kind] != "regular_update" else "",
         balance=format_units(entry.balance, decimals),
         ccy=contract.settle_currency,
         ts=str(entry.ts),

@@ -7,7 +7,7 @@ import msgspec
 from fundsvc.core.commitment import NO_SECRETS, Secrets
 from fundsvc.core.fund.verification import missing
 from fundsvc.core.policy import Policy
-from fundsvc.store.audits import Followed, beginning, read_part
+from fundsvc.store.audits import beginning, read_part
 from fundsvc.store.database import Pool
 from fundsvc.store.policies import policies_of
 from fundsvc.store.rollup_audit import rollup_differences
@@ -58,8 +58,11 @@ async def audit_contract(
             if len(replay.differences) >= DIFFERENCES_MAX:
                 break
         part.compare(replay)
+        for _ in part.compared_lots(replay):
+            if len(replay.differences) >= DIFFERENCES_MAX:
+                break
         progress(len(part))
-        since, is_last = Followed(replay.checkpoint, replay.orders.opened), part.ended
+        since, is_last = part.reached(replay), part.ended
         unopened += replay.unopened
         differences, head = replay.differences, part.ledger.fund.head.hex()
     differences = differences + await rollup_differences(pool, symbol)

@@ -12,7 +12,7 @@ import msgspec
 from fundsvc.cli.tools.force_orders import Known
 from fundsvc.cli.tools.recordings import Recording
 from fundsvc.core.events import Event, Fill, Listing, Reason
-from fundsvc.core.sequences import Applied, Content, Key, identity_of
+from fundsvc.core.sequences import Applied, Found, Key, identity_of
 from fundsvc.store.database import SQL, Pool
 from fundsvc.store.database import faults as store_faults
 from fundsvc.store.sequences import facts_of
@@ -173,9 +173,9 @@ class Delivery:
         applied = await self._applied({(row["event_symbol"], row["event_seq"]) for row in rows})
         return Counter(row["reason"] for row in rows if applied[row["event_symbol"], row["event_seq"]] is Applied.NEVER)
 
-    async def _applied(self, keys: Iterable[Key]) -> dict[Key, Content | Applied]:
+    async def _applied(self, keys: Iterable[Key]) -> dict[Key, Found]:
         """The entries of the ledger under some sequences."""
-        found: dict[Key, Content | Applied] = {}
+        found: dict[Key, Found] = {}
         wanted: dict[str, list[int]] = defaultdict(list)
         for symbol, seq in sorted(keys):
             wanted[symbol].append(seq)

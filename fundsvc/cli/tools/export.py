@@ -47,6 +47,8 @@ COLUMNS = (
     "keyId",
     "commitment",
     "salt",
+    "closes",
+    "forced",
 )
 """Money and prices are decimal text; `ts` is in milliseconds; `body` (MessagePack), `keyId`, `commitment` and `salt` are
 hexadecimal digits.
@@ -104,6 +106,8 @@ def _entry_row(contract: Contract, line: Line) -> Row:
         "recordedAt": _written(line.recorded_at),
         "hash": line.hash.hex(),
         **_terms(contract),
+        "closes": entry.closes,
+        "forced": entry.forced,
     }
 
 

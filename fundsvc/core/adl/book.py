@@ -47,10 +47,11 @@ class Book:
             if side.open:
                 side.prefetch(accounts)
 
-    def set(self, account: str, lots: int, entry_price: int, margin: int, leg: Leg = "BOTH") -> None:
+    def set(self, account: str, lots: int, entry_price: int, margin: int, leg: Leg = "BOTH", owner: str = "") -> None:
         """Sets the account's position: positive lots are long, negative short, 0 closes it.
 
-        `BOTH` is the whole position of an account; `LONG` and `SHORT` are one leg and do not change the other.
+        `BOTH` is the whole position of an account; `LONG` and `SHORT` are one leg and do not change the other. An empty `owner`
+        leaves the owner as it is.
         """
         if leg == "BOTH":
             side, other = (self._long, self._short) if lots > 0 else (self._short, self._long)
@@ -63,6 +64,14 @@ class Book:
             side.close(account)
         if other is not None and other.open:
             other.close(account)
+        if owner:
+            self.owners.assign(account, owner)
+        self._note_owner(account)
+
+    def reduce(self, name: SideName, account: str, lots: int) -> None:
+        """Subtracts lots from an account's position on a side."""
+        self.sides[name].reduce(account, lots)
+        self._note_owner(account)
 
     def seq_of(self, account: str, leg: Leg) -> int:
         """Returns the highest sequence of an account's last positions on the sides of a leg, 0 without one."""
@@ -88,6 +97,7 @@ class Book:
         """Ends a snapshot: closes every position that it does not contain. The book is no longer stale."""
         for side in self.sides.values():
             side.end_snapshot()
+        self.owners.note_all(self._is_open)
         self.stale = False
 
     @property
@@ -123,7 +133,7 @@ class Book:
 
         Parts bound the time of each call: a call that creates or frees millions of objects would block other threads.
         """
-        owned = self.owners.forget_closed(lambda account: any(side.row_of(account) != NONE for side in self.sides.values()))
+        owned = self.owners.by_account()
         owners, long, short = iter(owned.items()), self._long.kept_rows(), self._short.kept_rows()
         for first in range(0, max(1, len(long), len(short), len(owned)), ROWS_PER_PART):
             rows = slice(first, first + ROWS_PER_PART)
@@ -137,8 +147,26 @@ class Book:
         yield from self._short.restore(saved.short)
         for named, (account, owner) in enumerate(saved.owners.items(), 1):
             self.owners.assign(account, owner)
+            self._note_open(account)
             if named % ROWS_PER_STEP == 0:
                 yield
+        accounts = (*saved.long.accounts, *saved.short.accounts) if self.owners else ()
+        for number, account in enumerate(accounts, 1):
+            self._note_open(account)
+            if number % ROWS_PER_STEP == 0:
+                yield
+
+    def _is_open(self, account: str) -> bool:
+        return any(side.row_of(account) != NONE for side in self.sides.values())
+
+    def _note_owner(self, account: str) -> None:
+        if account in self.owners:
+            self.owners.note(account, is_open=self._is_open(account))
+
+    def _note_open(self, account: str) -> None:
+        """Records that an account with a known owner has an open position, if it has one; see `restore`."""
+        if account in self.owners and self._is_open(account):
+            self.owners.note(account, is_open=True)
 
     def _sides_of(self, leg: Leg) -> Sequence[Side]:
         match leg:

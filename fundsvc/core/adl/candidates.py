@@ -63,7 +63,7 @@ class Candidates:
         """Per lot: the equity at price value 0, and the sum of the values it is computed from; see `Side.stakes`."""
         return self._side.stakes(self.rows)
 
-    def _leaves_all_solvent(self, part: slice, price: int) -> bool:
+    def leaves_all_solvent(self, part: slice, price: int) -> bool:
         """Returns whether all candidates of a part certainly survive a price, without checking each."""
         valuation = self._side.valuation
         return 0 < part.stop <= self.gainers and valuation.direction * valuation.lot_value(price) > self._safe
@@ -94,7 +94,7 @@ class Candidates:
     def solvent(self, part: slice, price: int) -> Integers:
         """Returns the lots of each candidate that are not promised; 0 if the price would bankrupt the position."""
         free = self.free(part)
-        if not self._leaves_all_solvent(part, price):
+        if not self.leaves_all_solvent(part, price):
             free[~self.survivors(part, price)] = 0
         return free
 

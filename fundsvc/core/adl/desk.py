@@ -3,8 +3,9 @@
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
-from fundsvc.core.adl.allocation import SHARE_UNITS
+from fundsvc.core.adl.allocation import NO_INDICES, SHARE_UNITS, RunningSharing, Shares
 from fundsvc.core.adl.book import Book
 from fundsvc.core.adl.candidates import Candidates
 from fundsvc.core.adl.directory import NONE
@@ -56,7 +57,10 @@ class AdlDesk:
         terms = self._explain(request, found)
         order.begin_round(terms, now_ms)
         self.orders[order.adl] = order
-        self.book.sides[order.reduce].promise_rows(found.rows, found.lots)
+        side = self.book.sides[order.reduce]
+        side.promise_rows(found.rows, found.lots)
+        if found.sharing:
+            found.sharing.take(side.promises)
         return terms
 
     def reopen(self, order: AdlOrder) -> None:
@@ -82,9 +86,8 @@ class AdlDesk:
 
     def reduce(self, order: AdlOrder, account: str, lots: int) -> None:
         """Subtracts executed lots from a position and from its promised lots."""
-        side = self.book.sides[order.reduce]
-        side.reduce(account, lots)
-        side.promise(account, -lots)
+        self.book.reduce(order.reduce, account, lots)
+        self.book.sides[order.reduce].promise(account, -lots)
         self.changed = True
 
     def has_candidates(self, request: RoundRequest) -> bool:
@@ -138,9 +141,23 @@ class _Search:
     """Selects positions for a round; `left` is the number of lots not allocated yet.
 
     `rows`, `ranks` and `lots` are columns of the allocations; `ranked` is the number of positions of the side with a rank.
+    `sharing` is the running sharing that made all allocations, or None.
     """
 
-    __slots__ = ("_cap", "_excluded", "_mark", "_policy", "_price", "_side", "left", "lots", "ranked", "ranks", "rows")
+    __slots__ = (
+        "_cap",
+        "_excluded",
+        "_mark",
+        "_policy",
+        "_price",
+        "_side",
+        "left",
+        "lots",
+        "ranked",
+        "ranks",
+        "rows",
+        "sharing",
+    )
 
     def __init__(self, side: Side, mark: int, request: RoundRequest, policy: Policy) -> None:
         self.left = request.lots
@@ -148,6 +165,7 @@ class _Search:
         self.ranks: list[int] = []
         self.lots: list[int] = []
         self.ranked = 0
+        self.sharing: RunningSharing | None = None
         self._side = side
         self._mark = mark
         self._price = request.price
@@ -157,7 +175,8 @@ class _Search:
 
     def select_except(self, accounts: Collection[str]) -> None:
         """Selects among all eligible candidates except these accounts."""
-        self._excluded = set(map(self._side.row_of, accounts)) - {NONE}
+        row_of = self._side.row_of
+        self._excluded = {row for account in accounts if (row := row_of(account)) != NONE}
         if self._policy.eligible == "profitable" and self._policy.allocation != "pro_rata":
             self._select_leaders()
         else:
@@ -215,37 +234,51 @@ class _Search:
 
     def _take(self, candidates: Candidates, indices: Iterable[int], *, survivors: bool) -> None:
         """Allocates to candidates one by one until no lots are left."""
+        row_at, held_at, promised_at, excluded = candidates.row_at, candidates.held_at, self._side.promised_at, self._excluded
         for index in indices:
             if not self.left:
                 return
-            free = candidates.free_at(index)
+            row, held = row_at(index), held_at(index)
+            free = held - promised_at(row)
             if free <= 0:
                 candidates.start += index == candidates.start
-            elif not self._is_excluded(candidates, index) and candidates.survives(index, self._price) == survivors:
-                self._pick(candidates, index, self._capped(free, candidates.held_at(index)))
-
-    def _is_excluded(self, candidates: Candidates, index: int) -> bool:
-        return bool(self._excluded) and candidates.row_at(index) in self._excluded
+            elif row not in excluded and candidates.survives(index, self._price) == survivors:
+                lots = min(self._capped(free, held), self.left)
+                self.left -= lots
+                self.rows.append(row)
+                self.ranks.append(candidates.rank_at(index))
+                self.lots.append(lots)
 
     def _share(self, candidates: Candidates, last: int) -> None:
         """Shares the lots by unrealised profit among the candidates that the price leaves solvent."""
-        part = slice(0, last)
-        free = candidates.solvent(part, self._price)
-        if self._excluded:
-            free[np.isin(candidates.rows[part], list(self._excluded))] = 0
-        shares = candidates.sharing(last).allocate(free, self.left)
+        shares = self._shared_by_running(candidates, last) or self._shared_by_all(candidates, last)
         lots = numbers_of(shares.lots)
         self.rows += numbers_of(candidates.rows[shares.indices])
         self.ranks += candidates.ranks_of(shares.indices)
         self.lots += lots
         self.left -= sum(lots)
 
-    def _pick(self, candidates: Candidates, index: int, lots: int) -> None:
-        lots = min(lots, self.left)
-        self.left -= lots
-        self.rows.append(candidates.row_at(index))
-        self.ranks.append(candidates.rank_at(index))
-        self.lots.append(lots)
+    def _shared_by_running(self, candidates: Candidates, last: int) -> Shares | None:
+        """Shares by what changed since the last order; None if the price would bankrupt a candidate, or lots are scarce."""
+        part = slice(0, last)
+        if not candidates.leaves_all_solvent(part, self._price):
+            return None
+        sharing = candidates.sharing(last).running
+        if sharing.version != self._side.promises:
+            sharing.reset(candidates.free(part), self._side.promises)
+        shares = sharing.allocate(self.left, self._excluded_among(candidates, part))
+        self.sharing = sharing if shares else None
+        return shares
+
+    def _shared_by_all(self, candidates: Candidates, last: int) -> Shares:
+        part = slice(0, last)
+        free = candidates.solvent(part, self._price)
+        free[self._excluded_among(candidates, part)] = 0
+        return candidates.sharing(last).allocate(free, self.left)
+
+    def _excluded_among(self, candidates: Candidates, part: slice) -> NDArray[np.intp]:
+        """Returns the indices of the excluded candidates of a part."""
+        return np.flatnonzero(np.isin(candidates.rows[part], list(self._excluded))) if self._excluded else NO_INDICES
 
     def _capped(self, free: int, held: int) -> int:
         """Returns the lots available under the policy's `cap_share`: that share of the held lots, but at least one."""

@@ -54,7 +54,7 @@ def _preview(fund: Fund, desk: AdlDesk, fill: Fill, request_size: RequestSize) -
 class TakeoverPreview(NamedTuple):
     """What the fund accepts of a takeover; the order for the rest and its first round, None without a rest.
 
-    `forced` are the lots that the fund takes over because nobody can be requested, `equity` is that after the takeover in
+    `forced` are the lots that the fund takes over because no position can be requested, `equity` is that after the takeover in
     atoms, before any execution of the order.
     """
 

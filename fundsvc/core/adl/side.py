@@ -43,7 +43,8 @@ ROWS_FREED_MAX = 5000
 class Side:
     """The positions of one side, one row per account. Ranking uses floats per lot; everything else uses exact integers.
 
-    A closed row is freed for another account when no open order is promised lots of it and it has no sequence.
+    A closed row is freed for another account when no open order is promised lots of it and it has no sequence. `promises`
+    counts the changes of promised lots.
     """
 
     def __init__(self, contract: Contract, name: SideName) -> None:
@@ -52,7 +53,7 @@ class Side:
         self._clear()
 
     def _clear(self) -> None:
-        self.open = self.lots = 0
+        self.open = self.lots = self.promises = 0
         self._directory = Directory()
         self._account_order = AccountOrder(self._directory.accounts)
         self._rows = Rows()
@@ -134,11 +135,13 @@ class Side:
         if row == NONE:
             row = self._add(account)
         self._rows.exact_at[FIELDS * row + PROMISED] += lots
+        self.promises += 1
         if lots < 0:
             self._release(row)
 
     def promise_rows(self, rows: Sequence[int], lots: Sequence[int]) -> None:
         """Promises lots of distinct rows to an open order."""
+        self.promises += 1
         if len(rows) < ROWS_AT_ONCE:
             cells = self._rows.exact_at
             for row, promised in zip(rows, lots, strict=True):

@@ -9,7 +9,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
 from heapq import heapify, heappop, heappush
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import msgspec
 
@@ -22,6 +22,10 @@ FIXED_BITS = 128
 
 HEAP_SPARE = 64
 """Entries of closed tranches that the heap of a small side may keep."""
+
+Outcome = Literal["accepted", "accepted_in_part", "deleveraged", "forced", "unwound", "relieved"]
+"""What happens to lots of takeovers: the fund accepts a takeover as a whole or in part; ADL deleverages the rest, or the fund
+must take it, too; the market unwinds held lots, or ADL relieves the fund of them."""
 
 Worth = Callable[[Side, int, int, int], int]
 """The worth of a fill: side, lots, price and bankruptcy price; see `Fund.worth`."""
@@ -43,7 +47,7 @@ class HoldingState(NamedTuple):
     """The stored state of one side of a contract's inventory. The first five numbers after `side` are lots.
 
     taken over = unwound + deleveraged + held + open in takeover orders. `returned_ts` is the engine's time (ms) at which the
-    last takeover or inventory order of the side ended because nobody could be requested; None if none did.
+    last takeover or inventory order of the side ended without candidates; None if none did.
     """
 
     symbol: str
@@ -93,7 +97,8 @@ class Piece(NamedTuple):
 class Holding:
     """One side of an inventory. `taken`, `unwound` and `deleveraged` are lots since the contract's first takeover.
 
-    `side` is the side of fills that close it, and `heap` ranks its tranches by price. `in_orders` are the lots of open takeover orders, which the fund does not hold.
+    `side` is the side of fills that close it, and `heap` ranks its tranches by price. `in_orders` are the lots of open takeover
+    orders, which the fund does not hold.
     """
 
     def __init__(self, contract: Contract, name: SideName, worth: Worth) -> None:
@@ -176,6 +181,16 @@ class Holding:
         return self._exact if self.mark is not None else 0
 
     @property
+    def unrealised_about(self) -> int:
+        """`unrealised` to within one atom per tranche, computed from sums."""
+        return self._least + max(0, len(self.tranches) - 1) if self._exact is None else self.unrealised
+
+    @property
+    def oldest_ts(self) -> int | None:
+        """The time of the oldest tranche (ms); None without one."""
+        return next((tranche.ts for tranche in self.tranches.values()), None)
+
+    @property
     def free_worth(self) -> int:
         """The worth of the lots that no order is promised, in atoms."""
         return self.unrealised - self._promised_worth
@@ -188,6 +203,8 @@ class Holding:
     @property
     def _promised_worth(self) -> int:
         """The part of the worth that the promised lots have: few tranches have any."""
+        if not self._promised:
+            return 0
         return sum(
             self._worth_of(tranche, tranche.lots) - self._worth_of(tranche, tranche.free) for tranche in self._promised.values()
         )
@@ -324,6 +341,11 @@ class Inventory:
     def unrealised(self) -> int:
         """The worth of all lots at the mark in atoms; 0 without a mark."""
         return self.long.unrealised + self.short.unrealised
+
+    @property
+    def unrealised_about(self) -> int:
+        """`unrealised` to within one atom per tranche, which takes the same time for any number of tranches."""
+        return self.long.unrealised_about + self.short.unrealised_about
 
     @property
     def losses(self) -> int:

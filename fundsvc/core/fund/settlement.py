@@ -228,14 +228,16 @@ class Fund:
         denominator = self._denominator * price * bankruptcy_price if self.contract.is_inverse else self._denominator
         return move * lots * self._numerator // denominator
 
-    def settle(self, fill: Fill, waits: WaitsForAdl | None = None, closes: int = 0) -> tuple[Entry, bytes]:
+    def settle(
+        self, fill: Fill, waits: WaitsForAdl | None = None, closes: int = 0, prices: tuple[int, int] | None = None
+    ) -> tuple[Entry, bytes]:
         """Settles a fill that is not a duplicate; returns its entry and the entry's hash.
 
         `waits` decides whether ADL comes before the fund; None means that the fund pays first. `closes` is the takeover entry
-        whose tranche the fill closes lots of. Raises Rejection, having changed nothing, if a field is illegal, or an amount
-        does not fit 64 bits.
+        whose tranche the fill closes lots of. `prices` are its price and bankruptcy price if its fields are known to be legal.
+        Raises Rejection, having changed nothing, if a field is illegal, or an amount does not fit 64 bits.
         """
-        price, bankruptcy_price = check_fill(fill, self.contract)
+        price, bankruptcy_price = prices or check_fill(fill, self.contract)
         worth = self.worth(fill.side, fill.lots, price, bankruptcy_price)
         if not self.outstanding + self.open_in_adl - INT64_MAX <= worth <= INT64_MAX - self.balance:
             amount = format_units(worth, self.contract.settle_decimals)

@@ -25,13 +25,24 @@ def guard_at(now_ms: int, policy: Policy, decimals: int, kept: SavedGuard | None
     return guard
 
 
-def state_of(balance: int, outstanding: int, guard: Guard | None, target: Target | None, *, escalated: bool) -> FundStateName:
-    """Returns the state of a fund; `escalated` means that an ADL order is open."""
+def state_of(
+    balance: int,
+    outstanding: int,
+    guard: Guard | None,
+    target: Target | None,
+    *,
+    escalated: bool,
+    watched: int | None = None,
+) -> FundStateName:
+    """Returns the state of a fund; `escalated` means that an ADL order is open.
+
+    `watched` is the amount that the guard watches, by default the balance.
+    """
     if escalated:
         return "adl"
     if outstanding:
         return "uncovered"
-    if guard and (guard.active or guard.near(balance)):
+    if guard and (guard.active or guard.near(balance if watched is None else watched)):
         return "warning"
     return "warning" if target and target.is_above(balance) else "ok"
 

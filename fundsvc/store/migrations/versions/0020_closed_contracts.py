@@ -4,8 +4,8 @@ from alembic import op
 
 from fundsvc.store.migrations import run_script
 
-revision = "0019"
-down_revision = "0018"
+revision = "0020"
+down_revision = "0019"
 
 _SCHEMA = """
 ALTER TABLE contracts
