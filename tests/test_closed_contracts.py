@@ -1,9 +1,16 @@
 """Settlement and closing of contracts in a complete service, on a real database and across restarts."""
 
+import sys
+from pathlib import Path
+
+import msgspec
 import pytest
+from commands import fundsvc, program
 from eventually import eventually
 from served import contract, fill, now_ms, restarted, served
+from structlog.testing import capture_logs
 
+VERIFY_EXPORT = Path(__file__).parents[1] / "scripts" / "verify-export"
 SYMBOL = "XBTMZ26"
 TERMS = {"multiplier": 1}
 FILL = fill(SYMBOL, 1, lots=1, price="200", bankruptcyPrice="100")
@@ -86,6 +93,20 @@ async def test_a_listing_closes_a_contract_once_nothing_is_held(service):
     assert (shown["status"], shown["settlementPrice"], shown["closedAt"] > 0) == ("Closed", None, True)
 
 
+@pytest.mark.parametrize("end", [settle(2), contract(SYMBOL, status="Closed", **TERMS)], ids=["settle", "listing"])
+async def test_readers_see_no_positions_of_a_closed_contract(service, end):
+    mark = {"type": "mark", "symbol": SYMBOL, "price": "90", "ts": now_ms()}
+    position = {"type": "position", "symbol": SYMBOL, "account": "a", "lots": 5, "entryPrice": "80", "margin": "1"}
+    await service.send(mark, position | {"ts": now_ms()})
+    await eventually(lambda: has_open_lots(service, 5))
+    await service.send(end)
+    await eventually(lambda: has_open_lots(service, 0))
+
+
+async def has_open_lots(service, lots):
+    return (await service.fund(SYMBOL))["openInterest"] == lots
+
+
 async def has_status(service, status):
     return (await service.fund(SYMBOL))["status"] == status
 
@@ -97,6 +118,24 @@ async def test_lists_tell_closed_contracts_apart(service):
     assert [one["symbol"] for one in await service.get("/api/v1/insurance-fund")] == ["OTHERUSDTM"]
     everything = await service.get("/api/v1/insurance-fund?closed=true")
     assert {one["symbol"]: one["closed"] for one in everything} == {"OTHERUSDTM": False, SYMBOL: True}
+
+
+async def test_a_settlement_is_accepted_in_both_codecs_and_logged(service):
+    with capture_logs() as logs:
+        await service.send(body=msgspec.msgpack.encode([settle(2)]), kind="application/msgpack")
+        await eventually(lambda: is_closed(service))
+    ((seq, symbol),) = [(line["seq"], line["symbol"]) for line in logs if line["event"] == "contract closed"]
+    assert (seq, symbol) == (2, SYMBOL)
+
+
+@pytest.mark.parametrize("form", [(), ("--public",)])
+async def test_audit_and_export_of_a_settled_contract_have_no_difference(service, config, form):
+    await service.send(takeover(2, 3), takeover(3, 2, "50", "buy"), takeover(4, 8, "95"), settle(6))
+    done = await fundsvc(config, "audit")
+    assert done.code == 0, done.error + done.output
+    exported = await fundsvc(config, "export", SYMBOL, *form)
+    verified = await program(sys.executable, VERIFY_EXPORT, *form, given=exported.output)
+    assert verified.code == 0, verified.error
 
 
 @pytest.mark.parametrize("symbol", ["XBTMZ26@1", "XBTMZ26@12", "A@0"])

@@ -29,8 +29,8 @@ from fundsvc.store.reader import EntryRow, FundRow, Listed
 T = TypeVar("T")
 
 ContractAnswer = dict[str, msgspec.Raw | int | str | None]
-"""KuCoin's contract object with all fields as listed, plus partition, settleDecimals, priceDecimals, suspended, closed, closedAt
-and settlementPrice. The last two are null while the contract is open.
+"""KuCoin's contract object with all fields as listed, plus partition, settleDecimals, priceDecimals, suspended, closed,
+closedAt and settlementPrice. The last two are null while the contract is open.
 """
 
 _EPOCH = datetime.fromtimestamp(0, UTC)

@@ -86,9 +86,9 @@ class FundCache:
         return FastPath(middleware, FUND, self._symbol_at, self._shown)
 
     async def answers(self) -> list[FundAnswer]:
-        """Returns all funds, for routes with another format."""
+        """Returns the funds of all open contracts, for routes with another format."""
         self._tail.check()
-        return [self._answer_of(fund) for fund in self._tail.funds.values()]
+        return [self._answer_of(fund) for fund in self._tail.funds.values() if not fund.closed]
 
     def data(self, symbol: str) -> msgspec.Raw:
         """Returns the encoded fund of a listed contract, without its envelope."""

@@ -161,9 +161,9 @@ class Market:
         self._shared.sequences.note(event, content_of_settlement(price, event.ts))
         if fund.entry == written:
             self.skip(event)  # The audit finds the sequence neither in an entry nor in an order.
-        self._close(Closing(event.ts, event.seq, price))
+        self.end(Closing(event.ts, event.seq, price))
 
-    def _close(self, closing: Closing) -> None:
+    def end(self, closing: Closing) -> None:
         """Closes the contract, whose positions end with it."""
         self.fund.closing = self._shared.batch.closings[self.symbol] = closing
         self._adl.note_change()
@@ -174,7 +174,7 @@ class Market:
         """Closes an open contract that its listing ends, unless lots or orders are left."""
         is_idle = not self.orders and (self.fund.inventory is None or not self.fund.inventory.lots)
         if self.fund.closing is None and is_idle:
-            self._close(Closing(self._shared.now_ms))
+            self.end(Closing(self._shared.now_ms))
 
     def check_open(self) -> None:
         """Raises Rejection if the contract is closed."""
@@ -332,7 +332,7 @@ class Market:
             return  # The book of a closed contract is empty.
         match event:
             case Settle():
-                self._close(Closing(event.ts, event.seq, check_settle(event, self.contract)))
+                self.end(Closing(event.ts, event.seq, check_settle(event, self.contract)))
             case Mark():
                 self.mark(event, is_settled=True)
             case Snapshot():

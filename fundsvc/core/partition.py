@@ -45,7 +45,7 @@ from fundsvc.core.events import (
     terms_in_doubt,
 )
 from fundsvc.core.fund.chain import Entry
-from fundsvc.core.fund.settlement import Fund
+from fundsvc.core.fund.settlement import Closing, Fund
 from fundsvc.core.market import Market
 from fundsvc.core.policy import Policies, Policy
 from fundsvc.core.sequences import Numbered, Sequences
@@ -233,6 +233,10 @@ class Partition:
     def admit(self, fund: Fund) -> None:
         """Adds a newly listed contract; used by read-only followers."""
         self._markets[fund.contract.symbol] = Market(fund, self._shared)
+
+    def end(self, symbol: str, closing: Closing) -> None:
+        """Closes a contract that is closed in the ledger; used by read-only followers."""
+        self._markets[symbol].end(closing)
 
     def market(self, symbol: str) -> Market | None:
         """A contract of the partition; None if it is not listed here."""

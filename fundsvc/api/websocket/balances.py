@@ -11,7 +11,7 @@ from fundsvc.metrics import Metrics
 from fundsvc.readmodel.ledger_tail import Change, Tail
 
 ALL = "all"
-"""The part that selects all contracts, including those listed later."""
+"""The part that selects all open contracts, including those listed later, and the change that closes one."""
 
 
 class Balances:
@@ -59,7 +59,9 @@ class Balances:
 
     async def _snapshot(self, part: str) -> dict[str, Frames]:
         """Returns the present funds. Raises StoreFault until marks and rates were read once; after that it never does."""
-        return {symbol: self._frame(symbol) for symbol in (self._tail.funds if part == ALL else [part])}
+        funds = self._tail.funds
+        parts = [symbol for symbol, fund in funds.items() if not fund.closed] if part == ALL else [part]
+        return {symbol: self._frame(symbol) for symbol in parts}
 
     def _frame(self, symbol: str) -> Frames:
         return push(f"{self.path}:{symbol}", "balance.change", self._funds.data(symbol))
