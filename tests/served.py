@@ -15,6 +15,7 @@ from tokens import bearer, with_secret
 from fundsvc.app import http_side
 from fundsvc.metrics import Metrics
 from fundsvc.store.database import open_pool
+from fundsvc.streams.announcer import announcement_key
 from fundsvc.streams.client import open_client, stream_key
 
 INGEST = "/api/v1/ingest/events"
@@ -74,6 +75,20 @@ class Served:
         async with self.http.get(path, headers=bearer(role) if role else {}) as answer:
             assert answer.status == 200, await answer.text()
             return (await answer.json())["data"]
+
+    async def get_or_none(self, path):
+        """Returns an answer, None if the path does not exist."""
+        async with self.http.get(path) as answer:
+            return (await answer.json()).get("data")
+
+    async def text(self, path):
+        async with self.http.get(path) as answer:
+            return await answer.text()
+
+    async def announced(self):
+        """Returns the announcements of ADL rounds."""
+        found = await self.client.xrange(announcement_key(0))
+        return [msgspec.json.decode(fields[b"json"]) for _, fields in found]
 
     async def fund(self, symbol):
         """Returns a contract's fund after the API has caught up with the ledger."""

@@ -77,9 +77,16 @@ async def test_posted_events_of_a_closed_contract_are_rejected_and_kept(service)
     end = settle(2)
     await service.send(end)
     await eventually(lambda: is_closed(service))
-    answer = await service.send(end, fill(SYMBOL, 3), takeover(3, 1), settle(5), contract(SYMBOL, status="Open", **TERMS))
+    other = contract(SYMBOL, status="Closed", multiplier=7)
+    answer = await service.send(end, fill(SYMBOL, 3), takeover(3, 1), settle(5), other)
     assert [(one["index"], one["reason"]) for one in answer["rejected"]] == [(n, "contract_closed") for n in (1, 2, 3, 4)]
     assert await service.reasons() == ["contract_closed"] * 4
+
+
+async def test_events_after_a_settlement_in_the_same_body_are_rejected(service):
+    answer = await service.send(fill(SYMBOL, 2), settle(3), fill(SYMBOL, 4), settle(3, "91"))
+    assert [(one["index"], one["reason"]) for one in answer["rejected"]] == [(2, "contract_closed"), (3, "conflict")]
+    assert await service.reasons() == ["contract_closed", "conflict"]
 
 
 async def test_a_listing_closes_a_contract_once_nothing_is_held(service):

@@ -10,6 +10,7 @@ from fundsvc.api.http.application import Route, find_contract
 from fundsvc.api.http.parameters import CursorQuery, Query
 from fundsvc.api.http.tokens import Caller
 from fundsvc.api.stream_epochs import StreamEpochs, producer_name
+from fundsvc.core.generations import generation_of, public_symbol
 from fundsvc.store.reader import Reader
 
 
@@ -50,7 +51,8 @@ class ContractResources:
         A producer that has read it may post in the current stream epoch.
         """
         epoch = await self._epochs.acknowledge(producer_name(caller, query.producer_id) if caller.role == "engine" else "")
-        funds = await self._reader.funds()
+        funds = sorted(await self._reader.funds(), key=lambda fund: generation_of(fund.symbol))
+        current = {public_symbol(fund.symbol): fund for fund in funds}.items()
         partitions = await self._reader.partitions()
         return CursorAnswer(
             stream_epoch=epoch,
@@ -63,7 +65,7 @@ class ContractResources:
                 )
                 for row in partitions
             ],
-            contracts=[ContractCursor(symbol=fund.symbol, partition=fund.partition, seq=fund.seq) for fund in funds],
+            contracts=[ContractCursor(symbol=symbol, partition=fund.partition, seq=fund.seq) for symbol, fund in current],
         )
 
 

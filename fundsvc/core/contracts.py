@@ -1,14 +1,14 @@
 """Contracts: their terms, the conversion of prices and lots to money, and the checks of a listing."""
 
 import math
-import re
 import zlib
 from decimal import Decimal
 from typing import Annotated, Any
 
 import msgspec
 
-from fundsvc.core.events import Listing, Reason, Rejection
+from fundsvc.core.events import Reason, Rejection
+from fundsvc.core.generations import is_reserved, public_symbol
 from fundsvc.core.identifiers import is_identifier
 from fundsvc.core.numbers import EXACT, INT64_MAX, PRICE_DECIMALS_MAX, format_units, parse_amount, parse_price, to_units
 
@@ -26,11 +26,11 @@ DOT_SEGMENTS = frozenset({".", ".."})
 """Clients remove these from a URL's path (RFC 3986, section 5.2.4), even if they are percent-encoded."""
 
 
+OPEN = "Open"
+"""The value of `status` in KuCoin's object with which a listing opens the next generation of a closed contract."""
+
 ENDED = frozenset(("Settled", "Closed"))
 """The values of `status` in KuCoin's object with which a listing ends a contract."""
-
-GENERATION = re.compile(r"@[0-9]+$", re.ASCII)
-"""The end of the name of a generation of a symbol, which no listing may have."""
 
 
 class Specification(msgspec.Struct, rename="camel", frozen=True):
@@ -117,11 +117,12 @@ def check_relisting(known: Contract, listed: Contract) -> None:
         )
 
 
-def check_listing_of_closed(known: Contract, listed: Contract, listing: Listing) -> None:
-    """Raises Rejection if a listing of a closed contract opens it, or changes its terms."""
-    if listing.contract.get("status") == "Open" or not known.same_terms(listed):
+def check_listing_of_closed(known: Contract, listed: Contract) -> None:
+    """Raises Rejection if a listing of a closed contract, which does not open its next generation, changes its terms."""
+    if not known.same_terms(listed):
         raise Rejection(
-            Reason.CONTRACT_CLOSED, f"{known.symbol} is closed: list the contract that continues it under another symbol"
+            Reason.CONTRACT_CLOSED,
+            f"{known.symbol} is closed and keeps its terms: list it with the status Open to begin its next generation",
         )
 
 
@@ -145,9 +146,10 @@ def contract_of(specification: dict[str, Any], settle_decimals: dict[str, int], 
         raise Rejection(
             Reason.CONTRACT_INVALID, f"symbol {read.symbol!r} is reserved: the API uses it in paths. Use another symbol"
         )
-    if GENERATION.search(read.symbol):
+    if is_reserved(read.symbol):
         raise Rejection(
-            Reason.CONTRACT_INVALID, f"symbol {read.symbol!r} is reserved: the end {GENERATION.pattern} names a generation"
+            Reason.CONTRACT_INVALID,
+            f"symbol {read.symbol!r} is reserved: @ and digits at the end name a generation. Use another symbol",
         )
     if read.symbol in DOT_SEGMENTS:
         raise Rejection(
@@ -209,5 +211,5 @@ def _price_decimals(max_price: Decimal | None) -> int:
 
 
 def partition_of(symbol: str, partitions: int) -> int:
-    """Returns the partition whose stream carries all events of a contract."""
-    return zlib.crc32(symbol.encode()) % partitions
+    """Returns the partition whose stream carries all events of a contract, in all its generations."""
+    return zlib.crc32(public_symbol(symbol).encode()) % partitions

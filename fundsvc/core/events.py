@@ -10,8 +10,10 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from fundsvc.core.generations import KEY_LENGTH_MAX
 from fundsvc.core.policy import Policy
 
+LedgerKey = Annotated[str, msgspec.Meta(min_length=1, max_length=KEY_LENGTH_MAX)]
 Symbol = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
 Identifier = Annotated[str, msgspec.Meta(max_length=64)]
 Account = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
@@ -170,10 +172,10 @@ class AdlAck(Event, frozen=True, tag="adlAck"):
 class AdlTimeout(Event, frozen=True, tag="adlTimeout"):
     """Ends a round of an ADL order that the matching engine did not answer within `round_seconds`.
 
-    The owner of the partition appends this event.
+    The owner of the partition appends this event. Its `symbol` is the ledger key.
     """
 
-    symbol: Symbol
+    symbol: LedgerKey
     adl: Positive
     round: Positive
     ts: Timestamp

@@ -48,17 +48,20 @@ from fundsvc.core.takeover import Cause, Exposure, check_held
 
 
 class Market:
-    """The fund, the book and the ADL orders of one contract.
+    """The fund, the book and the ADL orders of one contract. `symbol` is its ledger key.
 
+    `before` is the closed generation before it, None for the first, and `since` the last sequence of that.
     A method that takes an event applies it and adds to the draft what the ledger must record. It raises Rejection, having
     changed nothing, if the event cannot be applied.
     """
 
-    __slots__ = ("_adl", "_shared", "fund", "symbol")
+    __slots__ = ("_adl", "_shared", "before", "fund", "since", "symbol")
 
-    def __init__(self, fund: Fund, shared: Shared) -> None:
+    def __init__(self, fund: Fund, shared: Shared, before: "Market | None" = None) -> None:
         self.fund = fund
         self.symbol = fund.contract.symbol
+        self.before = before
+        self.since = before.last_seq if before else 0
         self._shared = shared
         self._adl = Escalation(fund, shared)
 
@@ -66,6 +69,11 @@ class Market:
     def contract(self) -> Contract:
         """The terms of the contract."""
         return self.fund.contract
+
+    @property
+    def last_seq(self) -> int:
+        """The last sequence of the fund, or of the settlement that closed the contract without entries."""
+        return max(self.fund.seq, self.fund.closing.seq if self.fund.closing else 0)
 
     @property
     def book(self) -> Book | None:
@@ -107,7 +115,7 @@ class Market:
         entry = self._adl.write_fill(fill)
         shared.sequences.note(fill, content_of_entry(entry))
         if fill.trade_id and shared.sequences.repeats_trade(fill):
-            shared.batch.repeated_trades[fill.symbol] += 1
+            shared.batch.repeated_trades[self.symbol] += 1
         if entry.uncovered:
             self._adl.escalate(entry)
         if fund.inventory is not None:
@@ -192,8 +200,7 @@ class Market:
 
     def has_passed(self, event: Numbered) -> bool:
         """Whether the contract has settled this sequence or a higher one."""
-        closing = self.fund.closing
-        return event.seq <= self.fund.seq or (closing is not None and event.seq <= closing.seq)
+        return event.seq <= self.last_seq
 
     def is_unknown(self, event: Numbered) -> bool:
         """Whether the ledger must be queried before this event, whose sequence has passed, can be applied."""
@@ -215,7 +222,7 @@ class Market:
             self.check_open()
             gap = shared.sequences.gap(event, last)
             if gap:
-                shared.batch.gaps.append(gap)
+                shared.batch.gaps.append(gap._replace(symbol=self.symbol))
             return True
         if not self._is_moot(event):
             rejection = shared.sequences.rejection(event, self.contract, last)

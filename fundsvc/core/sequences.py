@@ -16,6 +16,7 @@ import msgspec
 from fundsvc.core.contracts import Contract
 from fundsvc.core.events import AdlEnd, AdlFill, Event, Fill, Reason, Rejection, Settle, Takeover, Unwind
 from fundsvc.core.fund.chain import Entry
+from fundsvc.core.generations import public_symbol
 from fundsvc.core.numbers import parse_price
 
 RECENT_MAX = 10_000
@@ -59,7 +60,7 @@ class Gap(NamedTuple):
 
 
 class Facts(NamedTuple):
-    """The ledger's facts of some sequences: the contents applied under them, and the digests of the events rejected."""
+    """The ledger's facts of some sequences: the contents applied under them, by ledger key, and digests of rejected events."""
 
     applied: Mapping[Key, Found]
     rejected: Iterable[bytes]
@@ -68,8 +69,8 @@ class Facts(NamedTuple):
 class Sequences:
     """The sequences of a partition's contracts.
 
-    `floors` are the last sequences at the time of loading, by symbol. Every event applied with a sequence above its contract's
-    floor is in memory.
+    They belong to a symbol in all its generations. `floors` are the last sequences at the time of loading. Every event applied
+    with a sequence above its symbol's floor is in memory.
     """
 
     def __init__(self, floors: Mapping[str, int]) -> None:
@@ -109,8 +110,9 @@ class Sequences:
         return key not in self._facts and self._recent.get(key) != content_of(event, contract)
 
     def learn(self, facts: Facts) -> None:
-        """Adds facts of the ledger."""
-        for key, content in facts.applied.items():
+        """Adds facts of the ledger, which are by ledger key. A sequence belongs to one generation of its symbol."""
+        for (symbol, seq), content in facts.applied.items():
+            key = public_symbol(symbol), seq
             # An event that is not committed yet is only in memory, and may be dropped before this fact is used.
             self._facts[key] = self._recent.get(key, content)
         self._rejected.update(facts.rejected)

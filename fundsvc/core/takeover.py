@@ -98,7 +98,7 @@ class Takeovers:
         rate = rates.get(fund.contract.settle_currency)
         lots = accept(fund, takeover, price, self.inventory.mark, rate.price if rate else None).lots
         holding.taken += takeover.lots
-        escalation.batch.note_outcome(takeover.symbol, "accepted" if lots == takeover.lots else "accepted_in_part", lots)
+        escalation.batch.note_outcome(fund.contract.symbol, "accepted" if lots == takeover.lots else "accepted_in_part", lots)
         if lots:
             escalation.batch.record(fund, fund.take_over(takeover, lots, price))
         if lots < takeover.lots:
@@ -118,7 +118,7 @@ class Takeovers:
             if piece.promised:
                 self._leave_orders(holding, piece, Cause(unwind.seq, unwind.ts))
         holding.unwound += unwind.lots
-        self._escalation.batch.note_outcome(unwind.symbol, "unwound", unwind.lots)
+        self._escalation.batch.note_outcome(fund.contract.symbol, "unwound", unwind.lots)
         for piece in pieces:
             self._escalation.settle_piece(_fill(unwind, piece), piece.tranche.entry, (price, piece.tranche.price))
 
@@ -132,7 +132,7 @@ class Takeovers:
             if piece.promised:
                 self._leave_orders(holding, piece, cause)
             holding.unwound += piece.lots
-            self._escalation.batch.note_outcome(settle.symbol, "unwound", piece.lots)
+            self._escalation.batch.note_outcome(self._escalation.fund.contract.symbol, "unwound", piece.lots)
             unwind = Unwind(settle.symbol, settle.seq, holding.side, piece.lots, settle.price, settle.ts, order_id=SETTLEMENT)
             self._escalation.settle_last(_fill(unwind, piece), piece.tranche.entry, (price, piece.tranche.price))
 

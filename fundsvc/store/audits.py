@@ -29,6 +29,7 @@ from fundsvc.core.fund.verification import (
     Undated,
     contract_differences,
 )
+from fundsvc.core.generations import public_symbol
 from fundsvc.core.numbers import INT64_MAX
 from fundsvc.core.policy import SavedGuard
 from fundsvc.core.times import AHEAD_SECONDS_MAX
@@ -82,7 +83,8 @@ class Ledger(NamedTuple):
     """The stored state that a walk is compared with, at one moment.
 
     `late` contains the numbers of the part's entries that settled formerly rejected events. `differences` are those between
-    contract and listing. `policies_since` is the time of the first recorded policies of the partition.
+    contract and listing. `policies_since` is the time of the first recorded policies of the partition. `since` is the last
+    sequence of the generation before, 0 without one.
     """
 
     contract: Contract
@@ -90,6 +92,7 @@ class Ledger(NamedTuple):
     late: frozenset[int]
     differences: list[str]
     policies_since: datetime | None
+    since: int
 
 
 class Followed(NamedTuple):
@@ -162,7 +165,8 @@ class LedgerPart:
     def replay(self, ledger: Ledger, policies: Policies, secrets: Secrets = NO_SECRETS) -> Replay:
         """Returns a replay from the checkpoint. It changes the checkpoint's orders and inventory, so call this at most once."""
         since, inventory = self.since, self._held.inventory if self._held else None
-        return Replay(ledger.contract, ledger.late, since.checkpoint, policies, since.opened, secrets, inventory)
+        checkpoint = since.checkpoint._replace(seq=max(since.checkpoint.seq, ledger.since))
+        return Replay(ledger.contract, ledger.late, checkpoint, policies, since.opened, secrets, inventory)
 
     def followed(self, replay: Replay) -> Iterator[None]:
         """Passes the entries and records to a replay in the order in which they were written; yields after each."""
@@ -382,13 +386,14 @@ async def _late(
     late: dict[str, set[int]] = defaultdict(set)
     for symbol, entry in await connection.fetch(SQL["audit_late"], symbols, after, counts):
         late[symbol].add(entry)
-    numbers: dict[tuple[str, int], set[int]] = defaultdict(set)
+    numbers: dict[tuple[str, int], set[tuple[str, int]]] = defaultdict(set)
     for symbol, rows in entries.items():
         for row in rows:
             if row["closes"] or row["kind"] == "takeover":
-                numbers[symbol, row["seq"]].add(row["entry"])
-    async for symbol, seq in _rows_of(connection, "audit_late_sequences", list(numbers)):
-        late[symbol] |= numbers[symbol, seq]
+                numbers[public_symbol(symbol), row["seq"]].add((symbol, row["entry"]))
+    async for event_symbol, seq in _rows_of(connection, "audit_late_sequences", list(numbers)):
+        for symbol, entry in numbers[event_symbol, seq]:
+            late[symbol].add(entry)
     return late
 
 
@@ -403,6 +408,7 @@ async def _ledgers(connection: PoolConnectionProxy, symbols: Sequence[str], late
                 contract_from(row), msgspec.json.decode(row["specification"]), row["partition"], row["partitions"]
             ),
             row["policies_since"],
+            row["since"],
         )
         for row in await connection.fetch(SQL["audit_funds"], symbols)
     }

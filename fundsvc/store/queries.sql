@@ -152,7 +152,7 @@ SELECT DISTINCT ON (partition) partition, version, body FROM policies ORDER BY p
 
 -- name: policies_of
 -- All recorded policies of some contracts, by version.
-SELECT c.symbol, p.version, coalesce(p.body -> 'contracts' -> c.symbol, p.body -> 'default') AS policy
+SELECT c.symbol, p.version, coalesce(p.body -> 'contracts' -> c.name, p.body -> 'default') AS policy
 FROM contracts c JOIN policies p USING (partition) WHERE c.symbol = ANY ($1) ORDER BY c.symbol, p.version;
 
 -- name: halt
@@ -249,7 +249,7 @@ CROSS JOIN LATERAL (
             SELECT p.entry, p.seq FROM entries p
             WHERE p.symbol = a.symbol AND p.entry BETWEEN (s.low + s.high) / 2 AND s.high
               AND NOT EXISTS (SELECT FROM rejected r WHERE r.symbol = p.symbol AND r.entry = p.entry)
-              AND NOT EXISTS (SELECT FROM rejected r WHERE r.event_symbol = p.symbol AND r.event_seq = p.seq AND r.entry IS NOT NULL)
+              AND NOT EXISTS (SELECT FROM rejected r WHERE r.event_symbol = public_symbol(p.symbol) AND r.event_seq = p.seq AND r.entry IS NOT NULL)
             ORDER BY p.entry LIMIT 1
         ) probe ON true
         WHERE s.low <= s.high
@@ -260,7 +260,7 @@ CROSS JOIN LATERAL (
     SELECT * FROM entries x
     WHERE x.symbol = a.symbol AND x.entry >= first.entry
       AND NOT EXISTS (SELECT FROM rejected r WHERE r.symbol = x.symbol AND r.entry = x.entry)
-      AND NOT EXISTS (SELECT FROM rejected r WHERE r.event_symbol = x.symbol AND r.event_seq = x.seq AND r.entry IS NOT NULL)
+      AND NOT EXISTS (SELECT FROM rejected r WHERE r.event_symbol = public_symbol(x.symbol) AND r.event_seq = x.seq AND r.entry IS NOT NULL)
     ORDER BY x.entry LIMIT $3
 ) e;
 
@@ -409,9 +409,14 @@ SELECT partition, count(*) AS contracts FROM contracts GROUP BY partition;
 SELECT settle_currency, settle_decimals, min(symbol) AS symbol FROM contracts GROUP BY 1, 2 ORDER BY 1, 2;
 
 -- name: contract_states
+-- All generations of some symbols, ascending.
 SELECT c.symbol, c.settle_currency, c.settle_decimals, c.price_decimals, c.multiplier, c.is_inverse, c.suspended,
        f.entry > 0 OR f.adl > 0 AS has_entries, f.seq, c.closed_at, c.closed_seq, c.closed_price
-FROM contracts c JOIN funds f USING (symbol) WHERE c.symbol = ANY ($1);
+FROM contracts c JOIN funds f USING (symbol) WHERE c.name = ANY ($1) ORDER BY c.name, c.generation;
+
+-- name: ledger_key
+-- The ledger key of the newest generation of a symbol.
+SELECT symbol FROM contracts WHERE name = $1 ORDER BY generation DESC LIMIT 1;
 
 -- name: funds
 SELECT c.symbol, c.partition, c.settle_currency, c.settle_decimals, c.price_decimals, c.multiplier, c.is_inverse,
@@ -955,7 +960,11 @@ WHERE o.adl = k.adl;
 SELECT c.symbol, c.settle_currency, c.settle_decimals, c.price_decimals, c.multiplier, c.is_inverse, c.specification, c.partition,
        (SELECT count(*) FROM partitions) AS partitions,
        (SELECT min(recorded_at) FROM policies WHERE partition = c.partition) AS policies_since,
-       f.balance, f.outstanding, f.entry, f.seq, f.adl, f.head, f.guard, f.adl_record, f.adl_head
+       f.balance, f.outstanding, f.entry, f.seq, f.adl, f.head, f.guard, f.adl_record, f.adl_head,
+       coalesce((
+           SELECT greatest(x.seq, b.closed_seq) FROM contracts b JOIN funds x USING (symbol)
+           WHERE b.name = c.name AND b.generation = c.generation - 1
+       ), 0) AS since
 FROM funds f JOIN contracts c USING (symbol) WHERE c.symbol = ANY ($1);
 
 -- name: audit_late
@@ -1032,13 +1041,14 @@ DELETE FROM audit_tranches WHERE symbol = ANY ($1) AND walk = 'newest';
 UPDATE audit_tranches SET walk = 'newest' WHERE symbol = ANY ($1) AND walk = 'full';
 
 -- name: newest_fills
--- Every contract with the sequence and time of its newest fill; 0 without one.
-SELECT c.symbol, c.settle_currency, c.settle_decimals, c.price_decimals, c.multiplier, c.is_inverse,
+-- Every symbol with the terms of its newest generation, and the sequence and time of the newest fill in that; 0 without one.
+SELECT c.name AS symbol, c.settle_currency, c.settle_decimals, c.price_decimals, c.multiplier, c.is_inverse,
        coalesce(e.seq, 0) AS seq, coalesce(e.ts, 0) AS ts
 FROM contracts c LEFT JOIN LATERAL (
     SELECT x.seq, x.ts FROM entries x WHERE x.symbol = c.symbol AND x.kind IN ('surplus', 'flat', 'shortfall')
     ORDER BY x.entry DESC LIMIT 1
-) e ON true;
+) e ON true
+WHERE NOT EXISTS (SELECT FROM contracts n WHERE n.name = c.name AND n.generation > c.generation);
 
 -- name: totals_since
 -- The sums of entries after the given ones, by currency and kind, in the finest unit of any contract of the currency.

@@ -13,6 +13,7 @@ from fundsvc.core.batch import RateState
 from fundsvc.core.contracts import Contract
 from fundsvc.core.fund.chain import Kind
 from fundsvc.core.fund.settlement import Closing
+from fundsvc.core.generations import named_generation
 from fundsvc.core.numbers import INT64_MAX
 from fundsvc.core.policy import Policies, SavedGuard
 from fundsvc.core.sequences import Facts
@@ -82,7 +83,7 @@ class FundRow(NamedTuple):
 
     @property
     def symbol(self) -> str:
-        """The contract's symbol."""
+        """The contract's ledger key."""
         return self.contract.symbol
 
     @property
@@ -151,9 +152,9 @@ class Reader:
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
 
-    async def contracts(self, symbol: str | None = None) -> list[Listed]:
-        """Returns all listed contracts by symbol, or only the one of `symbol`, if it is listed."""
-        rows = await self._fetch("contracts", _only(symbol))
+    async def contracts(self, name: str | None = None) -> list[Listed]:
+        """Returns all listed contracts by ledger key, or only the one with a public name, if it is listed."""
+        rows = await self._fetch("contracts", await self._named(name))
         return [
             Listed(contract_from(row), row["partition"], row["specification"], row["suspended"], closing_from(row))
             for row in rows
@@ -164,7 +165,7 @@ class Reader:
         return {row["partition"]: row["contracts"] for row in await self._fetch("contract_counts")}
 
     async def contract_states(self, symbols: Sequence[str]) -> list[ContractStateRow]:
-        """Returns the states of the listed contracts among `symbols`."""
+        """Returns the states of all generations of some symbols, each symbol's in their order."""
         rows = await self._fetch("contract_states", symbols)
         return [
             ContractStateRow(contract_from(row), row["has_entries"], row["suspended"], row["seq"], closing_from(row))
@@ -175,9 +176,9 @@ class Reader:
         """Returns what the ledger contains of the first of each contract's ascending sequences, at least of the very first."""
         return await facts_of(self._fetch, wanted)
 
-    async def funds(self, symbol: str | None = None) -> list[FundRow]:
-        """Returns all funds by symbol, or only the one of `symbol`, if its contract is listed."""
-        rows = await self._fetch("funds", _only(symbol))
+    async def funds(self, name: str | None = None) -> list[FundRow]:
+        """Returns all funds by ledger key, or only that of the contract with a public name, if it is listed."""
+        rows = await self._fetch("funds", await self._named(name))
         return [fund_row_from(row) for row in rows]
 
     async def history(
@@ -260,6 +261,9 @@ class Reader:
                 spans.append(Span(first, last))
         return spans
 
+    async def _named(self, name: str | None) -> list[str] | None:
+        return None if name is None else [await ledger_key(self._pool, name)]
+
     async def _fetch(self, block: str, *parameters: Any) -> list[asyncpg.Record]:
         return await fetch(self._pool, block, *parameters)
 
@@ -270,6 +274,15 @@ _COPIED = tuple(name for name in FundRow._fields if name not in {"contract", "gu
 def fund_row_from(row: asyncpg.Record) -> FundRow:
     """Builds the fund from a row of `funds`."""
     return FundRow(contract_from(row), guard=saved_guard_from(row), **{name: row[name] for name in _COPIED})
+
+
+async def ledger_key(pool: Pool, name: str) -> str:
+    """Returns the ledger key of a public name, which no contract may have; raises StoreFault."""
+    generation = named_generation(name)
+    if generation is not None:
+        return generation.key
+    rows = await fetch(pool, "ledger_key", name)
+    return str(rows[0]["symbol"]) if rows else name
 
 
 async def fetch(pool: Pool, block: str, *parameters: Any) -> list[asyncpg.Record]:
@@ -291,10 +304,6 @@ async def reading(pool: Pool) -> AsyncIterator[PoolConnectionProxy]:
         except TimeoutError:
             await pool.expire_connections()
             raise
-
-
-def _only(symbol: str | None) -> list[str] | None:
-    return None if symbol is None else [symbol]
 
 
 def _overlaps(spans: Iterable[Span], wanted: Span) -> Iterable[Span]:

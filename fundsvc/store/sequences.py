@@ -11,6 +11,7 @@ from typing import NamedTuple
 import asyncpg
 
 from fundsvc.core.adl.valuation import SideName
+from fundsvc.core.generations import public_symbol
 from fundsvc.core.numbers import INT64_MAX
 from fundsvc.core.sequences import (
     Applied,
@@ -78,7 +79,7 @@ async def facts_of(fetch: Fetch, wanted: Mapping[str, Sequence[int]]) -> Facts:
         applied.setdefault((symbol, seq), _content_of_answer(kind, *answer))
     for symbol, seq, price, ts in await fetch("sequences_settled", symbols, numbers):
         applied[symbol, seq] = content_of_settlement(price, ts)  # Its entries contain other fields.
-    refused = await fetch("sequences_refused", symbols, numbers)
+    refused = await fetch("sequences_refused", [public_symbol(symbol) for symbol in symbols], numbers)
     unknown = {key: Applied.UNVERIFIED if key in found else Applied.NEVER for key in keys}
     return Facts(unknown | applied, [row["digest"] for row in refused])
 

@@ -216,7 +216,6 @@ def test_listing_of_a_closed_contract_updates_its_object_only():
     ran = Ran(fill(1), settle(2))
     ran.partition.apply(listing(status="Closed", note=1))
     assert ran.partition.take().listings[UNIT.symbol][1]["note"] == 1
-    assert ran.reason(listing(status="Open")) == Reason.CONTRACT_CLOSED
     assert ran.reason(listing(multiplier=2.0)) == Reason.CONTRACT_CLOSED
     assert not ran.fund.suspended
 

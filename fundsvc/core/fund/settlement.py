@@ -247,10 +247,10 @@ class Fund:
             self._repay(repaid)
         if closes and self.inventory:
             self.inventory.close(fill.side, closes, fill.lots)
-        number = self.entry + 1
+        symbol, number = self.contract.symbol, self.entry + 1
         return self._append(
             Entry(
-                fill.symbol,
+                symbol,
                 number,
                 fill.seq,
                 kind,
@@ -266,14 +266,14 @@ class Fund:
                 fill.order_id,
                 fill.account,
                 fill.ts,
-                self.secret.seal(fill.symbol, number, fill.account) if self.secret else b"",
+                self.secret.seal(symbol, number, fill.account) if self.secret else b"",
                 closes,
             )
         )
 
     def take_over(self, takeover: Takeover, lots: int, price: int) -> tuple[Entry, bytes]:
         """Adds lots of a takeover to the inventory as a tranche; returns its entry and the entry's hash."""
-        symbol, number, account = takeover.symbol, self.entry + 1, takeover.account
+        symbol, number, account = self.contract.symbol, self.entry + 1, takeover.account
         entry = Entry(
             symbol,
             number,

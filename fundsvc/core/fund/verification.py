@@ -19,6 +19,7 @@ from fundsvc.core.fund.chain import GENESIS, SETTLEMENT, Entry, link
 from fundsvc.core.fund.held_lots import HeldReplay
 from fundsvc.core.fund.inventory import Inventory
 from fundsvc.core.fund.settlement import Fund, FundState
+from fundsvc.core.generations import public_symbol
 from fundsvc.core.policy import Guard, Policy, SavedGuard, payable
 
 Policies = Mapping[int, Policy]
@@ -108,7 +109,7 @@ def contract_differences(contract: Contract, specification: dict[str, Any], part
         listed = contract_of(specification, {}, 0)
     except Rejection as rejection:
         return [f"{contract.symbol}: its listing is illegal: {rejection}"]
-    terms = [(one.symbol, one.settle_currency, one.multiplier, one.is_inverse) for one in (contract, listed)]
+    terms = [(public_symbol(one.symbol), one.settle_currency, one.multiplier, one.is_inverse) for one in (contract, listed)]
     home = partition_of(contract.symbol, partitions)
     found = [f"{contract.symbol}: its terms are {terms[0]}, it was listed with {terms[1]}"] if terms[0] != terms[1] else []
     return found + ([f"{contract.symbol}: its partition is {partition}, it should be {home}"] if partition != home else [])
