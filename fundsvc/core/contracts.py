@@ -45,6 +45,7 @@ class Specification(msgspec.Struct, rename="camel", frozen=True):
     multiplier: Decimal
     is_inverse: bool
     max_price: Decimal | None = None
+    successor: Annotated[str, msgspec.Meta(max_length=64)] | None = None
 
 
 class Contract(msgspec.Struct, frozen=True, kw_only=True):
@@ -124,6 +125,11 @@ def check_listing_of_closed(known: Contract, listed: Contract) -> None:
             Reason.CONTRACT_CLOSED,
             f"{known.symbol} is closed and keeps its terms: list it with the status Open to begin its next generation",
         )
+
+
+def successor_of(specification: dict[str, Any]) -> str:
+    """Returns the symbol of the contract that continues a contract according to its listing, "" if that names none."""
+    return specification.get("successor") or ""
 
 
 def contract_of(specification: dict[str, Any], settle_decimals: dict[str, int], default_decimals: int) -> Contract:

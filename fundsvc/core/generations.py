@@ -27,6 +27,11 @@ class Generation(NamedTuple):
         return self.symbol if self.number == 1 else f"{self.symbol}@{self.number}"
 
     @property
+    def name(self) -> str:
+        """The public name with the number."""
+        return f"{self.symbol}@{self.number}"
+
+    @property
     def next(self) -> "Generation":
         """The generation after this one."""
         return Generation(self.symbol, self.number + 1)

@@ -13,7 +13,7 @@ import msgspec
 from fundsvc.core.adl.book import Book
 from fundsvc.core.adl.order import AdlOrder
 from fundsvc.core.adl.valuation import SideName
-from fundsvc.core.batch import Batch, Draft, RateState, Round, StoredBook
+from fundsvc.core.batch import Batch, Draft, RateState, Round, StoredBook, Uncarried
 from fundsvc.core.checks import check_rate
 from fundsvc.core.commitment import LedgerSecret
 from fundsvc.core.contracts import (
@@ -25,6 +25,7 @@ from fundsvc.core.contracts import (
     check_relisting,
     contract_of,
     partition_of,
+    successor_of,
 )
 from fundsvc.core.events import (
     UNDER_TERMS,
@@ -55,6 +56,7 @@ from fundsvc.core.market import Market
 from fundsvc.core.policy import Policies, Policy
 from fundsvc.core.sequences import Numbered, Sequences
 from fundsvc.core.shared import Shared
+from fundsvc.core.succession import carry, obstacle
 from fundsvc.core.takeover import Exposure
 from fundsvc.core.times import AHEAD_SECONDS_MAX, check_time, is_old, is_time
 
@@ -115,6 +117,7 @@ class Partition:
             Rate: self._rate,
             PolicyChange: self._change_policy,
             Listing: self._list,
+            Settle: self._settle,
             Rejection: self._reject,
         }
 
@@ -187,6 +190,8 @@ class Partition:
         else:
             market.check_open()
             _LATE_HANDLERS[type(event)](market, event)
+            if isinstance(event, Settle):
+                self._carry(market, event.ts)
         return self.batch.entries[written] if len(self.batch.entries) > written else None
 
     def take(self, *, with_books: bool = True) -> Batch:
@@ -365,6 +370,28 @@ class Partition:
         if known is None or state.ts >= known.ts:
             self._shared.rates[rate.currency] = self.batch.rates[rate.currency] = state
 
+    def _settle(self, settle: Settle) -> None:
+        """Settles a contract; the settlement that closes it may move its balance to its successor."""
+        market = self._market_of(settle)
+        if market is None:
+            raise self._not_here(settle.symbol)
+        was_open = market.fund.closing is None
+        market.settlement(settle)
+        if was_open:
+            self._carry(market, settle.ts)
+
+    def _carry(self, market: Market, ts: int) -> None:
+        """Moves the balance of a closed contract to its successor at a time (ms), by the policy and if nothing prevents it."""
+        fund, batch = market.fund, self.batch
+        if fund.closing is None or fund.policy.on_close != "successor" or not fund.successor or not fund.balance:
+            return
+        successor = self._current.get(fund.successor)
+        reason = obstacle(fund, successor.fund) if successor else self._not_here(fund.successor).detail
+        if successor and not reason:
+            carry(fund, successor.fund, batch, ts)
+        else:
+            batch.uncarried.append(Uncarried(market.symbol, fund.successor, reason))
+
     def _list(self, listing: Listing, *, late: bool = False) -> None:
         """Lists or updates a contract. A late listing does not show the contract's current terms, so it cannot resume it."""
         contract = contract_of(listing.contract, self._currency_decimals, self._default_decimals)
@@ -381,12 +408,17 @@ class Partition:
             check_relisting(market.contract, contract)
         else:
             market.relist(contract)
+        market.fund.successor = successor_of(listing.contract)
         self.batch.changed[market.symbol] = market.fund
         self.batch.listings[market.symbol] = market.contract, listing.contract
         self.batch.note_bytes(LISTING_BYTES)
         market.request_book()
-        if not late and status in ENDED:
+        if late:
+            return
+        if status in ENDED:
             market.close_if_idle()
+        for ended in filter(None, (market.before, market)):
+            self._carry(ended, self._shared.now_ms)
 
     def _list_closed(self, market: Market, contract: Contract, *, opens: bool) -> Market:
         """Updates a closed contract, or opens the next generation of its symbol.
@@ -461,7 +493,6 @@ _MARKET_HANDLERS: dict[type, Callable[[Market, Any], None]] = {
     Fill: Market.fill,
     Takeover: Market.takeover,
     Unwind: Market.unwind,
-    Settle: Market.settlement,
     Mark: Market.mark,
     Position: Market.position,
     AdlFill: Market.adl_fill,

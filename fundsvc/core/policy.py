@@ -62,6 +62,7 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     stale_books: Literal["ask", "skip"] = "ask"
     drawdown_guard: DrawdownGuard | None = None
     takeover: TakeoverPolicy = TakeoverPolicy()
+    on_close: Literal["keep", "successor"] = "keep"
 
 
 class Policies(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

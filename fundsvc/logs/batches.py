@@ -162,6 +162,10 @@ class Anomalies:
             log_at("contract suspended" if suspended else "contract resumed", symbol=symbol, stream_id=offset.last_id)
         for symbol, closing in batch.closings.items():
             self._log.info("contract closed", symbol=symbol, seq=closing.seq, stream_id=offset.last_id)
+        for symbol, successor, reason in batch.uncarried:
+            self._log.warning(
+                "balance not carried", symbol=symbol, successor=successor, detail=reason, stream_id=offset.last_id
+            )
 
 
 def _course(order: OrderState) -> Course:

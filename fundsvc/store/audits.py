@@ -406,7 +406,8 @@ async def _ledgers(connection: PoolConnectionProxy, symbols: Sequence[str], late
             frozenset(late.get(row["symbol"], ())),
             contract_differences(
                 contract_from(row), msgspec.json.decode(row["specification"]), row["partition"], row["partitions"]
-            ),
+            )
+            + [f"{row['symbol']} entry {entry}: the entry of the other contract is missing" for entry in row["unpaired"]],
             row["policies_since"],
             row["since"],
         )

@@ -3,7 +3,8 @@
 -- name: load_funds
 SELECT c.symbol, c.settle_currency, c.settle_decimals, c.price_decimals, c.multiplier, c.is_inverse,
        f.balance, f.outstanding, f.entry, f.seq, f.adl, f.head, f.guard, f.adl_record, f.adl_head, c.suspended,
-       c.closed_at, c.closed_seq, c.closed_price
+       c.closed_at, c.closed_seq, c.closed_price,
+       coalesce(c.specification ->> 'successor', '') AS successor
 FROM contracts c JOIN funds f USING (symbol)
 WHERE c.partition = $1 AND ($2::text IS NULL OR c.symbol = $2);
 
@@ -964,7 +965,17 @@ SELECT c.symbol, c.settle_currency, c.settle_decimals, c.price_decimals, c.multi
        coalesce((
            SELECT greatest(x.seq, b.closed_seq) FROM contracts b JOIN funds x USING (symbol)
            WHERE b.name = c.name AND b.generation = c.generation - 1
-       ), 0) AS since
+       ), 0) AS since,
+       ARRAY(
+           SELECT e.entry FROM entries e
+           WHERE e.symbol = c.symbol AND e.kind IN ('carry_out', 'carry_in') AND (
+               -- A count, and a kind that the index by kind has, so that PostgreSQL searches that index for each entry.
+               SELECT count(*) FROM entries o
+               WHERE o.symbol = regexp_replace(substr(e.order_id, 7), '@1$', '') AND o.kind <> 'surplus'
+                 AND o.kind = CASE e.kind WHEN 'carry_in' THEN 'carry_out' ELSE 'carry_in' END
+                 AND o.change = -e.change AND o.order_id = 'carry/' || c.name || '@' || c.generation
+           ) <> 1
+       ) AS unpaired
 FROM funds f JOIN contracts c USING (symbol) WHERE c.symbol = ANY ($1);
 
 -- name: audit_late

@@ -31,8 +31,8 @@ from fundsvc.core.sequences import (
 PAGE_ENTRIES = 1000
 """Entries of a contract per read. Engines resend runs of events, so the following entries are likely to be needed next."""
 
-OF_ORDERS = frozenset({"refund", "cover", "deleverage"})
-"""Kinds of entries that an ADL order causes. The records of the order contain the events."""
+WITHOUT_EVENTS = frozenset({"refund", "cover", "deleverage", "carry_out", "carry_in"})
+"""Kinds of entries that contain no event: those that an ADL order causes, whose records contain it, and moves of balances."""
 
 Fetch = Callable[..., Awaitable[list[asyncpg.Record]]]
 """Runs a statement by name with its parameters."""
@@ -100,12 +100,12 @@ def _is_piece(row: asyncpg.Record) -> bool:
 
 
 async def _events(rows: Sequence[asyncpg.Record]) -> dict[Key, Event | None]:
-    """Returns the events that entries contain, by sequence; None for a sequence that has only entries of ADL orders."""
+    """Returns the events that entries contain, by sequence; None for a sequence that has only entries without events."""
     found: dict[Key, Event | None] = {}
     for number, row in enumerate(rows, 1):
         key, kind = (row["symbol"], row["seq"]), row["kind"]
         event = found.setdefault(key, None)
-        if event is None and kind not in OF_ORDERS and not row["forced"]:
+        if event is None and kind not in WITHOUT_EVENTS and not row["forced"]:
             found[key] = Event("unwind" if row["closes"] else kind, *row[6:])
         elif event is not None and event.kind == "unwind" and _is_piece(row):
             found[key] = event._replace(lots=event.lots + row["lots"])

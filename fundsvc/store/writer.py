@@ -295,7 +295,9 @@ def holding_from(row: asyncpg.Record) -> HoldingState:
 def fund_from(row: asyncpg.Record, policy: Policy) -> Fund:
     """Builds the fund from a row of `load_funds`, under a policy."""
     state = FundState(**{name: row[name] for name in FundState._fields})._replace(guard=saved_guard_from(row))
-    return Fund(contract_from(row), state, policy, suspended=row["suspended"], closing=closing_from(row))
+    return Fund(
+        contract_from(row), state, policy, suspended=row["suspended"], closing=closing_from(row), successor=row["successor"]
+    )
 
 
 def closing_from(row: asyncpg.Record) -> Closing | None:

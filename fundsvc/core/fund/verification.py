@@ -15,11 +15,11 @@ from fundsvc.core.adl.verification import OpenOrders, OrdersCheckpoint, OrdersRe
 from fundsvc.core.commitment import NO_SECRETS, SEAL_BYTES, Secrets, commitment, seal_parts
 from fundsvc.core.contracts import Contract, contract_of, partition_of
 from fundsvc.core.events import Rejection
-from fundsvc.core.fund.chain import GENESIS, SETTLEMENT, Entry, link
+from fundsvc.core.fund.chain import CARRIED, GENESIS, SETTLEMENT, Entry, link
 from fundsvc.core.fund.held_lots import HeldReplay
 from fundsvc.core.fund.inventory import Inventory
 from fundsvc.core.fund.settlement import Fund, FundState
-from fundsvc.core.generations import public_symbol
+from fundsvc.core.generations import named_generation, public_symbol
 from fundsvc.core.policy import Guard, Policy, SavedGuard, payable
 
 Policies = Mapping[int, Policy]
@@ -194,6 +194,9 @@ class Replay:
             self._differ("has a negative amount")
         if entry.kind in ("refund", "cover"):
             self._check_of_order(entry, pending)
+        elif entry.kind in ("carry_out", "carry_in"):
+            self._check_optional(pending)
+            self._check_carried(entry)
         elif entry.kind == "deleverage" or entry.forced:
             self._check_of_lots(entry, pending)
         elif entry.kind == "takeover":
@@ -324,6 +327,20 @@ class Replay:
             self._pending = Pending(entry, known)
         else:
             self._check_paid(entry, None, known=known)
+
+    def _check_carried(self, entry: Entry) -> None:
+        """Checks an entry that moves the balance of a closed contract. The entry in the other chain is compared separately."""
+        is_out, other = entry.kind == "carry_out", entry.order_id.removeprefix(CARRIED)
+        others = entry.uncovered, entry.repaid, entry.lots, entry.price, entry.bankruptcy_price, entry.closes
+        texts = entry.side, entry.trade_id, entry.account, entry.order_id
+        if (entry.change < 0) != is_out or not entry.change or any(others) or texts != ("sell", "", "", CARRIED + other):
+            self._differ(f"has fields that a {entry.kind} cannot have")
+        if named_generation(other) is None or entry.seq < self._seq:
+            self._differ(f"names the contract {other!r} and has sequence {entry.seq}, the one before has {self._seq}")
+        if is_out and (entry.balance or self._fund.outstanding or self.orders.orders or self.held.inventory.lots):
+            self._differ("moves a balance while something is left, outstanding or open")
+        if is_out and not self._rules.may_carry():
+            self._differ("moves a balance, which no policy does")
 
     def _check_takeover(self, entry: Entry, *, known: bool) -> None:
         """Checks an entry of accepted lots. Whether the fund can bear their loss depends on the mark, which is not recorded."""
@@ -549,6 +566,10 @@ class _Rules:
     def may_accept(self) -> bool:
         """Whether a version of the policies accepts lots of takeovers; True if none is known."""
         return not self.versions or any(self._funds[one].policy.takeover.mode != "adl" for one in self.versions)
+
+    def may_carry(self) -> bool:
+        """Whether a version of the policies moves the balance of a closed contract; True if none is known."""
+        return not self.versions or any(self._funds[one].policy.on_close == "successor" for one in self.versions)
 
     def observe(self, ts: int, balance: int) -> None:
         """Adds a balance at a time (ms) to the guard."""
