@@ -145,6 +145,39 @@ async def test_audit_and_export_of_a_settled_contract_have_no_difference(service
     assert verified.code == 0, verified.error
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        "closed_seq = closed_seq + 1",
+        "closed_price = closed_price + 1",
+        "closed_at = closed_at + 1",
+        "closed_seq = 0",
+        "closed_at = NULL",
+        "closed_at = NULL, closed_seq = 0, closed_price = 0",
+    ],
+)
+async def test_audit_finds_an_altered_end(service, config, owner_connection, change):
+    await service.send(takeover(2, 3), settle(6))
+    await owner_connection.execute("ALTER TABLE contracts DROP CONSTRAINT contracts_closed_by_settlement")
+    await owner_connection.execute(f"UPDATE contracts SET {change}")
+    done = await fundsvc(config, "audit")
+    assert done.code == 1
+    assert "settled by" in done.output or "its end has" in done.output
+
+
+async def test_audit_finds_an_open_inventory_of_a_closed_contract(service, config, owner_connection):
+    await service.send(takeover(2, 3))
+    await owner_connection.execute("UPDATE contracts SET closed_at = 1")
+    done = await fundsvc(config, "audit")
+    assert (done.code, "the contract is closed" in done.output) == (1, True)
+
+
+async def test_order_id_of_settlements_is_reserved(service):
+    unwind = {"type": "unwind", "symbol": SYMBOL, "seq": 3, "side": "sell", "lots": 3, "price": "100", "ts": now_ms()}
+    answer = await service.send(takeover(2, 3), unwind | {"orderId": "settlement"})
+    assert [(one["index"], one["reason"]) for one in answer["rejected"]] == [(1, "invalid_field")]
+
+
 @pytest.mark.parametrize("symbol", ["XBTMZ26@1", "XBTMZ26@12", "A@0"])
 async def test_names_of_generations_are_reserved(service, symbol):
     answer = await service.send(contract(symbol))

@@ -26,6 +26,9 @@ Previous = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)] | UnsetType | None
 Number = Annotated[str, msgspec.Meta(min_length=1, max_length=40, extra_json_schema={"pattern": r"^[0-9]+(\.[0-9]+)?$"})]
 """A plain decimal number. The pattern is only part of the schema; the parser rejects other text."""
 
+SETTLEMENT = "settlement"
+"""The `order_id` of entries that close lots of a tranche at the settlement price. Their shortfalls do not escalate."""
+
 TIMESTAMP_MAX = 253_402_300_799_999
 """The last millisecond of the year 9999, the last year of Python's calendar."""
 

@@ -16,9 +16,8 @@ from typing import NamedTuple, Protocol
 from fundsvc.core.adl.desk import AdlDesk
 from fundsvc.core.adl.order import AdlOrder, Origin, RoundRequest, opposite, order_of_lots
 from fundsvc.core.batch import Draft, RateState
-from fundsvc.core.events import AdlFill, Fill, Reason, Rejection, Settle, Takeover, Unwind
+from fundsvc.core.events import SETTLEMENT, AdlFill, Fill, Reason, Rejection, Settle, Takeover, Unwind
 from fundsvc.core.fund.acceptance import accept
-from fundsvc.core.fund.chain import SETTLEMENT
 from fundsvc.core.fund.inventory import Holding, Inventory, Piece, Tranche
 from fundsvc.core.fund.settlement import Fund
 from fundsvc.core.numbers import INT64_MAX

@@ -18,7 +18,7 @@ from fundsvc.core.adl.order import OrderState
 from fundsvc.core.adl.verification import OpenOrders, OrdersCheckpoint, UnfinishedRound
 from fundsvc.core.commitment import NO_SECRETS, Secrets
 from fundsvc.core.contracts import Contract
-from fundsvc.core.fund.settlement import FundState
+from fundsvc.core.fund.settlement import Closing, FundState
 from fundsvc.core.fund.verification import (
     START,
     Checkpoint,
@@ -46,7 +46,7 @@ from fundsvc.store.audit_inventories import (
 from fundsvc.store.database import SQL, Pool, snapshot, transaction
 from fundsvc.store.exports import fund_state_from, line_from, record_from
 from fundsvc.store.reader import fetch, reading
-from fundsvc.store.writer import contract_from
+from fundsvc.store.writer import closing_from, contract_from
 
 KEYS_PER_QUERY = 500
 """Keys that one statement names. The driver reads an answer in one go, which takes two milliseconds for 500 orders."""
@@ -84,7 +84,7 @@ class Ledger(NamedTuple):
 
     `late` contains the numbers of the part's entries that settled formerly rejected events. `differences` are those between
     contract and listing. `policies_since` is the time of the first recorded policies of the partition. `since` is the last
-    sequence of the generation before, 0 without one.
+    sequence of the generation before, 0 without one. `closing` is the end of the contract, None while it is open.
     """
 
     contract: Contract
@@ -93,6 +93,7 @@ class Ledger(NamedTuple):
     differences: list[str]
     policies_since: datetime | None
     since: int
+    closing: Closing | None
 
 
 class Followed(NamedTuple):
@@ -166,7 +167,7 @@ class LedgerPart:
         """Returns a replay from the checkpoint. It changes the checkpoint's orders and inventory, so call this at most once."""
         since, inventory = self.since, self._held.inventory if self._held else None
         checkpoint = since.checkpoint._replace(seq=max(since.checkpoint.seq, ledger.since))
-        return Replay(ledger.contract, ledger.late, checkpoint, policies, since.opened, secrets, inventory)
+        return Replay(ledger.contract, ledger.late, checkpoint, policies, since.opened, secrets, inventory, ledger.closing)
 
     def followed(self, replay: Replay) -> Iterator[None]:
         """Passes the entries and records to a replay in the order in which they were written; yields after each."""
@@ -407,12 +408,22 @@ async def _ledgers(connection: PoolConnectionProxy, symbols: Sequence[str], late
             contract_differences(
                 contract_from(row), msgspec.json.decode(row["specification"]), row["partition"], row["partitions"]
             )
-            + [f"{row['symbol']} entry {entry}: the entry of the other contract is missing" for entry in row["unpaired"]],
+            + [f"{row['symbol']} entry {entry}: the entry of the other contract is missing" for entry in row["unpaired"]]
+            + _closing_differences(row),
             row["policies_since"],
             row["since"],
+            closing_from(row),
         )
         for row in await connection.fetch(SQL["audit_funds"], symbols)
     }
+
+
+def _closing_differences(row: asyncpg.Record) -> list[str]:
+    """Returns the differences between the columns that describe the end of a contract."""
+    at, seq, price = row["closed_at"], row["closed_seq"], row["closed_price"]
+    if (seq > 0) == (price > 0) and (at is not None or not seq):
+        return []
+    return [f"{row['symbol']}: its end has (time, seq, price) {(at, seq, price)}, which no settlement has"]
 
 
 def _by_symbol(rows: Iterable[asyncpg.Record]) -> dict[str, list[asyncpg.Record]]:

@@ -965,7 +965,7 @@ SELECT c.symbol, c.settle_currency, c.settle_decimals, c.price_decimals, c.multi
        coalesce((
            SELECT greatest(x.seq, b.closed_seq) FROM contracts b JOIN funds x USING (symbol)
            WHERE b.name = c.name AND b.generation = c.generation - 1
-       ), 0) AS since,
+       ), 0) AS since, c.closed_at, c.closed_seq, c.closed_price,
        ARRAY(
            SELECT e.entry FROM entries e
            WHERE e.symbol = c.symbol AND e.kind IN ('carry_out', 'carry_in') AND (

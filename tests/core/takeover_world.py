@@ -216,7 +216,8 @@ class World:
         size = len(lines) // parts + 1
         differences = []
         for first in range(0, max(1, len(lines)), size):
-            again = Replay(UNIT, (), since, {0: self.policy}, opened, inventory=inventory)
+            closing = self.stored.closings.get(symbol)
+            again = Replay(UNIT, (), since, {0: self.policy}, opened, inventory=inventory, closing=closing)
             for item, digest in lines[first : first + size]:
                 if isinstance(item, Entry):
                     again.follow(item, digest)

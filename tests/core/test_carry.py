@@ -44,7 +44,8 @@ class World:
         return [(one.symbol, one.kind, one.change // ONE, one.order_id) for one, _ in self.entries if "carry" in one.kind]
 
     def audit(self, symbol, policy=POLICY):
-        replay = Replay(self.partition.contract(symbol), policies={0: policy})
+        contract, closing = self.partition.contract(symbol), self.partition.market(symbol).fund.closing
+        replay = Replay(contract, policies={0: policy}, closing=closing)
         for entry, digest in self.entries:
             if entry.symbol == symbol:
                 replay.follow(entry, digest)

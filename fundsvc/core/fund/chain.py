@@ -23,9 +23,6 @@ GENESIS = bytes(32)
 SEALED_ACCOUNT, SEALED_COMMITMENT = 1, 2
 """Versions of the hashed array."""
 
-SETTLEMENT = "settlement"
-"""The `order_id` of entries that close lots of a tranche at the settlement price. Their shortfalls do not escalate."""
-
 CARRIED = "carry/"
 """The beginning of the `order_id` of an entry that moves a balance; the public name of the other contract follows."""
 

@@ -14,11 +14,11 @@ from fundsvc.core.adl.records import AdlRecord, OrderBody, order_of
 from fundsvc.core.adl.verification import OpenOrders, OrdersCheckpoint, OrdersReplay
 from fundsvc.core.commitment import NO_SECRETS, SEAL_BYTES, Secrets, commitment, seal_parts
 from fundsvc.core.contracts import Contract, contract_of, partition_of
-from fundsvc.core.events import Rejection
-from fundsvc.core.fund.chain import CARRIED, GENESIS, SETTLEMENT, Entry, link
+from fundsvc.core.events import SETTLEMENT, Rejection
+from fundsvc.core.fund.chain import CARRIED, GENESIS, Entry, link
 from fundsvc.core.fund.held_lots import HeldReplay
 from fundsvc.core.fund.inventory import Inventory
-from fundsvc.core.fund.settlement import Fund, FundState
+from fundsvc.core.fund.settlement import Closing, Fund, FundState
 from fundsvc.core.generations import named_generation, public_symbol
 from fundsvc.core.policy import Guard, Policy, SavedGuard, payable
 
@@ -123,7 +123,8 @@ class Replay:
     fund held; the replay changes both, so that they belong to its own checkpoint afterwards. `differences` are sentences; an
     empty list means that the ledger is correct. `differs_at` is the number of the first entry that differs, or of the last
     entry before a record that differs; None without a difference. `orders` are the recomputed ADL orders. `secrets` open the
-    commitments to accounts; `unopened` counts the commitments whose secret is not configured.
+    commitments to accounts; `unopened` counts the commitments whose secret is not configured. `closing` is the end of the
+    contract, None while it is open.
     """
 
     def __init__(
@@ -135,6 +136,7 @@ class Replay:
         opened: OpenOrders | None = None,
         secrets: Secrets = NO_SECRETS,
         inventory: Inventory | None = None,
+        closing: Closing | None = None,
     ) -> None:
         self.differences: list[str] = []
         self.unopened = 0
@@ -142,6 +144,7 @@ class Replay:
         state = FundState(contract.symbol, since.balance, since.outstanding, since.entry, since.seq, head=since.head)
         self._fund = Fund(contract, state)
         self._late = late
+        self._closing = closing
         self._secrets = secrets
         self._seq = since.seq
         self._uncovered = since.uncovered
@@ -278,6 +281,8 @@ class Replay:
             outstanding = self._fund.outstanding + self._undated.ended
             self._compare("the fund's outstanding is", "its entries and records give", state.outstanding, outstanding)
         ours = self.orders
+        if self._closing and (ours.orders or self.held.inventory.lots):
+            self.differences.append("the contract is closed, but orders are open or lots are held")
         self._compare(
             "the fund has (ADL orders, records, head)",
             "its records give",
@@ -313,6 +318,7 @@ class Replay:
         """
         if entry.closes:
             self.held.check_piece(entry)
+            self._check_settlement(entry)
         if entry.seq <= self._seq - bool(entry.closes) and entry.entry not in self._late:
             self._differ(f"sequence {entry.seq} is not above {self._seq}")
         worth = self._worth(entry)
@@ -327,6 +333,13 @@ class Replay:
             self._pending = Pending(entry, known)
         else:
             self._check_paid(entry, None, known=known)
+
+    def _check_settlement(self, entry: Entry) -> None:
+        """Checks that an entry belongs to the settlement of the contract if it has the sequence or the order id of that."""
+        closing = self._closing or Closing(0)
+        found, wanted = (entry.seq, entry.price, entry.ts), (closing.seq, closing.price, closing.at)
+        if (entry.order_id == SETTLEMENT or entry.seq == closing.seq) and (found, entry.order_id) != (wanted, SETTLEMENT):
+            self._differ(f"has (seq, price, ts) {found} and order id {entry.order_id!r}, the contract was settled by {wanted}")
 
     def _check_carried(self, entry: Entry) -> None:
         """Checks an entry that moves the balance of a closed contract. The entry in the other chain is compared separately."""
