@@ -196,10 +196,7 @@ def _market(chance: random.Random, fills: int) -> Iterator[Event | Unit]:
             yield (rejected_element(other, symbol, Reason.CONFLICT),)
         if last < fill_seq - 1 and chance.random() < LATE_SHARE:
             yield (rejected_element(_fill(chance, symbol, fill_seq - 1, about, ts), symbol, Reason.LATE),)
-        if chance.random() < RELISTED_SHARE:
-            yield listing_of(contract, note=number)
-        if chance.random() < DOUBTED_SHARE:
-            yield disputed_terms(chance, contract)
+        yield from _relistings(chance, contract, number)
         if DATED not in contracts:
             yield from _after_end(chance, sequences[DATED[0]], ts)
 
@@ -209,6 +206,14 @@ def _listings(chance: random.Random, contract: tuple[str, str, str | float, int]
     other = -1 if float(contract[2]) < 0 else 7
     yield listing_of(contract, multiplier=contract[2] if chance.random() < 0.5 else other, provisional=True)
     yield listing_of(contract)
+
+
+def _relistings(chance: random.Random, contract: tuple[str, str, str | float, int], number: int) -> Iterator[Event | Unit]:
+    """Yields sometimes a listing with the same terms, and seldom one with other terms."""
+    if chance.random() < RELISTED_SHARE:
+        yield listing_of(contract, note=number)
+    if chance.random() < DOUBTED_SHARE:
+        yield disputed_terms(chance, contract)
 
 
 def _marks(chance: random.Random, symbol: str, about: int, ts: int) -> Iterator[Event | Unit]:
