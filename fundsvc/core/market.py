@@ -200,7 +200,8 @@ class Market:
 
     def has_passed(self, event: Numbered) -> bool:
         """Whether the contract has settled this sequence or a higher one."""
-        return event.seq <= self.last_seq
+        fund = self.fund
+        return event.seq <= fund.seq or (fund.closing is not None and event.seq <= fund.closing.seq)
 
     def is_unknown(self, event: Numbered) -> bool:
         """Whether the ledger must be queried before this event, whose sequence has passed, can be applied."""
@@ -219,7 +220,8 @@ class Market:
         """Whether an event's sequence is above the fund's. Raises Rejection for a late event and for a conflict."""
         shared, last = self._shared, self.fund.seq
         if event.seq > last:
-            self.check_open()
+            if self.fund.closing is not None:
+                raise contract_closed(self.symbol)
             gap = shared.sequences.gap(event, last)
             if gap:
                 shared.batch.gaps.append(gap._replace(symbol=self.symbol))

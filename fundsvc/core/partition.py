@@ -46,7 +46,6 @@ from fundsvc.core.events import (
     Snapshot,
     Takeover,
     Unwind,
-    contract_closed,
     terms_in_doubt,
 )
 from fundsvc.core.fund.chain import Entry
@@ -336,7 +335,9 @@ class Partition:
 
         Raises Rejection if the event's time is out of range, or its contract's terms are in doubt.
         """
-        market = self._market_of(event)
+        market = self._current.get(getattr(event, "symbol", ""))
+        if market is None or market.before is not None:
+            market = self._generation_of(event, market)
         self._shared.now_ms = stream_ms
         if is_time(stream_ms):
             latest_ms = self.batch.latest_ms = stream_ms + self._ahead_ms
@@ -395,7 +396,7 @@ class Partition:
     def _list(self, listing: Listing, *, late: bool = False) -> None:
         """Lists or updates a contract. A late listing does not show the contract's current terms, so it cannot resume it."""
         contract = contract_of(listing.contract, self._currency_decimals, self._default_decimals)
-        market, status = self._current.get(contract.symbol), listing.contract.get("status")
+        market, status = self._listed(contract.symbol), listing.contract.get("status")
         if market is None:
             self._check_listable(contract.symbol)
         else:
@@ -420,15 +421,24 @@ class Partition:
         for ended in filter(None, (market.before, market)):
             self._carry(ended, self._shared.now_ms)
 
+    def _listed(self, symbol: str) -> Market | None:
+        """The generation to which a listing belongs. One from before the end of an earlier generation is read again."""
+        market = self._current.get(symbol)
+        while market is not None and market.before is not None and self._is_before(market.before.fund.closing):
+            market = market.before
+        return market
+
+    def _is_before(self, closing: Closing | None) -> bool:
+        """Whether the current event came before the end of a contract."""
+        now_ms = self._shared.now_ms
+        return closing is not None and is_time(now_ms) and now_ms < closing.at
+
     def _list_closed(self, market: Market, contract: Contract, *, opens: bool) -> Market:
         """Updates a closed contract, or opens the next generation of its symbol.
 
         A listing from before the end is read again, so it opens nothing.
         """
-        closing, now_ms = market.fund.closing, self._shared.now_ms
-        if opens and closing and is_time(now_ms) and now_ms < closing.at:
-            raise contract_closed(market.symbol)
-        if not opens:
+        if not opens or self._is_before(market.fund.closing):
             check_listing_of_closed(market.contract, contract)
             return market
         symbol = generation_of(market.symbol).next.key

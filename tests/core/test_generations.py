@@ -100,10 +100,21 @@ def test_listing_from_before_the_end_does_not_begin_a_generation():
     ran = Ran()
     ended_ms = 1_700_000_000_000
     ran.partition.apply(settle(2, ts=ended_ms), ended_ms)
-    with pytest.raises(Rejection) as rejection:
-        ran.partition.apply(OPEN, ended_ms - 1)
-    assert rejection.value.reason == Reason.CONTRACT_CLOSED
+    ran.partition.apply(OPEN, ended_ms - 1)
+    assert ran.partition.key_of(FIRST) == FIRST
     ran.partition.apply(OPEN, ended_ms)
+    assert ran.partition.key_of(FIRST) == SECOND
+
+
+def test_listing_of_an_earlier_generation_that_is_read_again_does_not_suspend_the_current_one():
+    ran = Ran(worth(10, 1))
+    ended_ms = 1_700_000_000_000
+    ran.partition.apply(settle(2, ts=ended_ms), ended_ms)
+    ran.partition.apply(listing(status="Open", multiplier=5.0), ended_ms + 1)
+    ran.apply(worth(7, 3))
+    ran.partition.apply(listing(status="Open", note=1), ended_ms - 1)
+    assert not fund_of(ran, SECOND).suspended
+    assert [*ran.partition.take().listings] == [FIRST]
     assert ran.partition.key_of(FIRST) == SECOND
 
 
