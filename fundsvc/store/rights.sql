@@ -11,7 +11,8 @@ GRANT INSERT (symbol, record, entry, kind, adl, round, seq, ts, account, lots, b
     ON adl_records TO fundsvc_service;
 
 GRANT INSERT (symbol, partition, settle_currency, settle_decimals, price_decimals, multiplier, is_inverse, specification),
-      UPDATE (settle_currency, settle_decimals, price_decimals, multiplier, is_inverse, specification, suspended, updated_at)
+      UPDATE (settle_currency, settle_decimals, price_decimals, multiplier, is_inverse, specification, suspended, closed_at,
+              closed_seq, closed_price, updated_at)
     ON contracts TO fundsvc_service;
 GRANT INSERT (symbol, balance, outstanding, entry, seq, adl, head, guard, adl_record, adl_head, commit),
       UPDATE (balance, outstanding, entry, seq, adl, head, guard, adl_record, adl_head, commit, updated_at)

@@ -108,6 +108,7 @@ async def test_order_shows_need_allocations_and_result(world):
     (round_,) = order.pop("rounds")
     assert order == {
         "symbol": SYMBOL,
+        "generation": 1,
         "adl": 1,
         "origin": "shortfall",
         "cause": 1,

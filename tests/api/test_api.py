@@ -131,10 +131,14 @@ async def test_contract_has_its_listed_fields_followed_by_ours(client):
         ("maxPrice", "1E+6"),
         ("takerFeeRate", 0.0002),
         ("expireDate", None),
+        ("generation", 1),
         ("partition", 0),
         ("settleDecimals", 8),
         ("priceDecimals", 12),
         ("suspended", False),
+        ("closed", False),
+        ("closedAt", None),
+        ("settlementPrice", None),
     ]
 
 
@@ -155,6 +159,9 @@ async def test_fund_shows_balance_and_outstanding_amount(client):
     assert abs(fund.pop("asOf") - time.time() * 1000) < 10_000
     assert fund == {
         "symbol": "XBTUSDTM",
+        "generation": 1,
+        "status": "Open",
+        "closed": False,
         "settleCurrency": "USDT",
         "balance": "0",
         "outstanding": "10",
@@ -183,8 +190,9 @@ async def test_fund_shows_balance_and_outstanding_amount(client):
     }
 
 
-async def test_list_of_funds_includes_contracts_that_are_not_open(client):
-    funds = await data(client, FUNDS)
+async def test_list_of_funds_includes_closed_contracts_on_request(client):
+    assert [fund["symbol"] for fund in await data(client, FUNDS)] == ["XBTUSDTM", "ΔUSDTM"]
+    funds = await data(client, FUNDS, closed="true")
     assert [(fund["symbol"], fund["state"]) for fund in funds] == [
         ("OLDUSDTM", "ok"),
         ("XBTUSDTM", "uncovered"),
@@ -199,6 +207,7 @@ async def test_entry_shows_amounts_and_fill(client):
     assert len(bytes.fromhex(entry.pop("hash"))) == 32
     assert entry == {
         "symbol": "XBTUSDTM",
+        "generation": 1,
         "entry": 5,
         "seq": 9,
         "kind": "shortfall",
@@ -284,7 +293,7 @@ WRONG = [
         {"max_count": "5"},
         "'max_count' is not a parameter of this path; allowed: offset, forward, maxCount, startAt, endAt, kind, numbers",
     ),
-    (FUNDS, {"symbol": "XBTUSDTM"}, "'symbol' is not a parameter of this path; allowed: numbers"),
+    (FUNDS, {"symbol": "XBTUSDTM"}, "'symbol' is not a parameter of this path; allowed: numbers, closed"),
     ("/api/v1/timestamp", {"\n": ""}, "'\\n' is not a parameter of this path; allowed: numbers"),
 ]
 

@@ -15,7 +15,7 @@ from fundsvc.api import fund_cache
 from fundsvc.api.answers import FundAnswer, fund_answer
 from fundsvc.api.fund_cache import FundCache
 from fundsvc.api.http.errors import NotFound
-from fundsvc.api.http.parameters import Query
+from fundsvc.api.http.parameters import FundsQuery
 from fundsvc.api.valuation import FundValuation
 from fundsvc.core.policy import Policy
 from fundsvc.metrics import Metrics
@@ -23,7 +23,7 @@ from fundsvc.readmodel.ledger_tail import open_tail
 from fundsvc.store.database import StoreFault
 from fundsvc.store.statistics import Past
 
-QUERY = Query()
+QUERY = FundsQuery()
 
 
 class Answers:

@@ -317,6 +317,12 @@ async def test_repartitioned_contracts_are_settled_in_their_new_partitions(confi
     assert (await fundsvc(config, "audit")).code == 2
 
 
+def test_all_generations_of_a_symbol_move_to_the_same_partition():
+    keys = ("XBTUSDTM", "XBTUSDTM@2", "XBTUSDTM@13", "A@B", "A@0")
+    moves = run(sys.executable, DEPLOY / "repartition", "7", given="\n".join(keys))
+    assert [f"= {partition_of(key, 7)} WHERE symbol = '{key}'" in moves for key in keys] == [True] * len(keys)
+
+
 @pytest.fixture(scope="module")
 def host(tmp_path_factory):
     """The root directory of a host with the units installed."""

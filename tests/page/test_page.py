@@ -23,7 +23,7 @@ from tokens import signed, with_secret
 
 from fundsvc.api import valuation_inputs
 from fundsvc.core.contracts import contract_of
-from fundsvc.core.events import AdlFill, Fill, Mark, Position, Rate, Takeover, Unwind
+from fundsvc.core.events import AdlFill, Fill, Mark, Position, Rate, Settle, Takeover, Unwind
 from fundsvc.core.fund.fullness import Target, TargetPolicy
 from fundsvc.core.fund.target_sizing import Deficits, size_by_deficits
 from fundsvc.store.database import open_pool
@@ -696,6 +696,38 @@ async def test_unknown_contract_is_reported_and_does_not_affect_others(open_wind
         await window.go("#/contract/%")
         await producer.append([fill("AAA", 1, 7)])
         await expect(window.cell("AAA", "balance")).to_have_text("7")
+
+
+@needs_browser
+async def test_closed_contracts_are_apart_and_earlier_generations_are_reachable(open_window, producer, url):
+    await producer.append([listing("AAA"), listing("BBB", status="Open"), fill("AAA", 1, 9), fill("BBB", 1, 4)])
+    await settled(url, "BBB", 1)
+    async with open_window() as window:
+        page = window.page
+        await window.go("#/contract/BBB")
+        await expect(page.locator(".worth")).to_contain_text("4")
+        await window.connection("live")
+        await producer.append([Settle("BBB", 5, "100", 1)])
+        await expect(page.locator("header .state")).to_have_text("Closed")
+        await window.go("#/")
+        await becomes(window.symbols, ["AAA"])
+        await expect(page.locator(".count")).to_have_text("1 contracts")
+        await page.get_by_label("State").select_option("closed")
+        await becomes(window.symbols, ["BBB"])
+        await window.go("#/contract/BBB")
+        await expect(page.get_by_role("link", name="Entry 1")).to_be_visible()
+        await producer.append([listing("BBB", status="Open"), fill("BBB", 6, 3), fill("BBB", 7, 2)])
+        await expect(page.locator(".worth")).to_contain_text("5")
+        await expect(page.locator("header .state")).to_have_text("OK")
+        await becomes(window.entries, [2, 1])
+        await page.get_by_role("link", name="1", exact=True).first.click()
+        await expect(page.get_by_role("heading", level=1)).to_have_text("BBB@1")
+        await expect(page.locator(".worth")).to_contain_text("4")
+        await becomes(window.entries, [1])
+        await page.get_by_role("link", name="Entry 1").click()
+        await expect(page).to_have_url(f"{url}/#/contract/BBB%401/entry/1")
+        await expect(page.locator("dialog#entry")).to_contain_text("Balance after")
+        assert window.errors == []
 
 
 LONG = "A" * 60

@@ -33,7 +33,16 @@ from fundsvc.store.database import (
     transaction,
 )
 from fundsvc.store.migrations import migrate
-from fundsvc.store.parameters import BookRow, ListingRow, MovedOrderRow, PolicyRow, RejectedRow, ReplayedRow, SuspensionRow
+from fundsvc.store.parameters import (
+    BookRow,
+    ClosingRow,
+    ListingRow,
+    MovedOrderRow,
+    PolicyRow,
+    RejectedRow,
+    ReplayedRow,
+    SuspensionRow,
+)
 from fundsvc.store.reader import Reader
 from fundsvc.store.rows import COLUMNS
 from fundsvc.store.schema import check_schema
@@ -100,6 +109,7 @@ async def read_entries(connection):
         ("commit", "d", ReplayedRow._fields),
         ("commit_orders", "m", MovedOrderRow._fields),
         ("commit_suspensions", "s", SuspensionRow._fields),
+        ("commit_closings", "s", ClosingRow._fields),
         ("commit_books", "k", BookRow._fields),
         ("commit_policies", "p", PolicyRow._fields),
         ("commit_rates", "k", RateState._fields),

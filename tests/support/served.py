@@ -15,6 +15,7 @@ from tokens import bearer, with_secret
 from fundsvc.app import http_side
 from fundsvc.metrics import Metrics
 from fundsvc.store.database import open_pool
+from fundsvc.streams.announcer import announcement_key
 from fundsvc.streams.client import open_client, stream_key
 
 INGEST = "/api/v1/ingest/events"
@@ -75,13 +76,27 @@ class Served:
             assert answer.status == 200, await answer.text()
             return (await answer.json())["data"]
 
+    async def get_or_none(self, path):
+        """Returns an answer, None if the path does not exist."""
+        async with self.http.get(path) as answer:
+            return (await answer.json()).get("data")
+
+    async def text(self, path):
+        async with self.http.get(path) as answer:
+            return await answer.text()
+
+    async def announced(self):
+        """Returns the announcements of ADL rounds."""
+        found = await self.client.xrange(announcement_key(0))
+        return [msgspec.json.decode(fields[b"json"]) for _, fields in found]
+
     async def fund(self, symbol):
         """Returns a contract's fund after the API has caught up with the ledger."""
         entry = await self.pool.fetchval("SELECT entry FROM funds WHERE symbol = $1", symbol)
 
         async def shown():
-            funds = {fund["symbol"]: fund for fund in await self.get("/api/v1/insurance-fund")}
-            return funds[symbol] if symbol in funds and funds[symbol]["entry"] == entry else None
+            listed = await self.get("/api/v1/insurance-fund?closed=true")
+            return next((fund for fund in listed if (fund["symbol"], fund["entry"]) == (symbol, entry)), None)
 
         return await eventually(shown)
 
