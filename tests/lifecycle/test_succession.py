@@ -14,7 +14,7 @@ from structlog.testing import capture_logs
 from fundsvc.core.contracts import partition_of
 from fundsvc.core.policy import Policy
 
-VERIFY_EXPORT = Path(__file__).parents[1] / "scripts" / "verify-export"
+VERIFY_EXPORT = Path(__file__).parents[2] / "scripts" / "verify-export"
 OLD, HEIR = "XBTMZ26", "XBTMH27"
 
 

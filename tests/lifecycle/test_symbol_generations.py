@@ -11,7 +11,7 @@ from served import contract, fill, now_ms, restarted, served
 
 from fundsvc.metrics import Metrics
 
-VERIFY_EXPORT = Path(__file__).parents[1] / "scripts" / "verify-export"
+VERIFY_EXPORT = Path(__file__).parents[2] / "scripts" / "verify-export"
 SYMBOL = "XBTMZ26"
 FUND = f"/api/v1/insurance-fund/{SYMBOL}"
 MARK = {"type": "mark", "symbol": SYMBOL, "price": "90", "ts": now_ms()}

@@ -10,7 +10,7 @@ from eventually import eventually
 from served import contract, fill, now_ms, restarted, served
 from structlog.testing import capture_logs
 
-VERIFY_EXPORT = Path(__file__).parents[1] / "scripts" / "verify-export"
+VERIFY_EXPORT = Path(__file__).parents[2] / "scripts" / "verify-export"
 SYMBOL = "XBTMZ26"
 TERMS = {"multiplier": 1}
 FILL = fill(SYMBOL, 1, lots=1, price="200", bankruptcyPrice="100")
