@@ -127,7 +127,8 @@ class Takeovers:
         self._check_settles(price)
         cause = Cause(settle.seq, settle.ts)
         self._escalation.end_orders(cause)
-        pieces = [(holding, piece) for holding in self.inventory.sides() for piece in holding.pieces(holding.lots)]
+        sides = [holding for holding in self.inventory.sides() if holding.lots]
+        pieces = [(holding, piece) for holding in sides for piece in holding.pieces(holding.lots)]
         for holding, piece in sorted(pieces, key=lambda one: one[1].tranche.entry):
             if piece.promised:
                 self._leave_orders(holding, piece, cause)

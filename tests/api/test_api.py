@@ -263,6 +263,7 @@ async def test_page_has_the_requested_entries_and_has_more(client, subtests):
             assert ([entry["entry"] for entry in page["dataList"]], page["hasMore"]) == (entries, more)
 
 
+KINDS = "carry_in, carry_out, cover, deleverage, flat, refund, shortfall, surplus, takeover"
 WRONG = [
     (HISTORY, {"maxCount": "0"}, "maxCount is '0': it must be an integer from 1 to 500"),
     (HISTORY, {"maxCount": "501"}, "maxCount is '501': it must be an integer from 1 to 500"),
@@ -281,12 +282,12 @@ WRONG = [
     (
         HISTORY,
         {"kind": "deposit"},
-        "kind is 'deposit': it must be one of cover, deleverage, flat, refund, shortfall, surplus, takeover",
+        f"kind is 'deposit': it must be one of {KINDS}",
     ),
     (
         HISTORY,
         {"kind": "null"},
-        "kind is 'null': it must be one of cover, deleverage, flat, refund, shortfall, surplus, takeover",
+        f"kind is 'null': it must be one of {KINDS}",
     ),
     (
         HISTORY,
