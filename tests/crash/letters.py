@@ -127,7 +127,12 @@ def listing_of(contract: tuple[str, str, str | float, int], **more: Any) -> List
 
 
 def _is_resent(element: Element, cursor: Mapping[str, int], chance: random.Random) -> bool:
-    """Whether a producer that resumes at a cursor resends an element."""
+    """Whether a producer that resumes at a cursor resends an element.
+
+    It resends all marks in order, because the fund accepts the takeovers after them at the last mark.
+    """
+    if isinstance(element.content, Mark) and not element.garbage:
+        return True
     if isinstance(element.content, Listing):
         return not (element.provisional and cursor.get(element.symbol))
     return element.seq > cursor.get(element.symbol, 0) if element.seq and not element.garbage else chance.random() < 0.5
