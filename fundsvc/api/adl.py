@@ -111,7 +111,7 @@ class AdlResources:
         as_of = self._tail.as_of_ms
         contract = (await find_contract(self._reader, symbol)).contract
         orders = await self._ledger.orders(
-            symbol,
+            contract.symbol,
             count=query.max_count + 1,
             offset=None if query.offset is UNSET else query.offset,
             forward=query.forward,
@@ -132,10 +132,10 @@ class AdlResources:
         """A page of the allocations of a round of an order, by rank."""
         contract = (await find_contract(self._reader, symbol)).contract
         order, number = _number(adl), _number(round)
-        found = await self._ledger.orders(symbol, count=1, offset=order - 1, forward=True)
+        found = await self._ledger.orders(contract.symbol, count=1, offset=order - 1, forward=True)
         if not found or found[0].adl != order or found[0].round < number:
             raise NotFound(f"{symbol} has no ADL order {order} with a round {number}")
-        rows = await self._ledger.round_after(symbol, order, number, query.offset, query.max_count + 1)
+        rows = await self._ledger.round_after(contract.symbol, order, number, query.offset, query.max_count + 1)
         reduce, price, visibility = found[0].reduce, found[0].price, visibility_of(caller)
         shown = [allocation_answer(row, reduce, price, contract, visibility) for row in rows[: query.max_count]]
         return Page(data_list=shown, has_more=len(rows) > len(shown))
@@ -194,7 +194,7 @@ class AdlResources:
         self, symbol: str, body: PreviewBody | TakeoverPreviewBody, caller: Caller
     ) -> PreviewAnswer | TakeoverPreviewAnswer:
         found = await find_contract(self._reader, symbol)
-        policy = _changed(self._policy_of(symbol), body.policy)
+        policy = _changed(self._policy_of(found.contract.symbol), body.policy)
         show: ShowOrder = partial(whole_preview, allocations_max=ALLOCATIONS_MAX, accounts=False)
         request_size: RequestSize = int
         if caller.role == "trader":
@@ -216,7 +216,8 @@ class AdlResources:
 
     def preview_cost(self, symbol: str) -> int:
         """Returns how many more requests a preview of a contract counts as."""
-        return self._books.size(symbol) // POSITIONS_PER_REQUEST
+        key = self._tail.key_of(symbol)
+        return self._books.size(key) // POSITIONS_PER_REQUEST if key else 0
 
 
 def _number(text: str) -> int:

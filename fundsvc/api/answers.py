@@ -21,6 +21,7 @@ from fundsvc.core.contracts import Contract
 from fundsvc.core.fund.chain import Kind
 from fundsvc.core.fund.fullness import Target
 from fundsvc.core.fund.state import FundStateName, drawdown, guard_at, state_of
+from fundsvc.core.generations import generation_of
 from fundsvc.core.numbers import format_units
 from fundsvc.core.policy import Policy
 from fundsvc.readmodel.inventories import HeldInventory, HeldSide
@@ -28,8 +29,10 @@ from fundsvc.store.reader import EntryRow, FundRow, Listed
 
 T = TypeVar("T")
 
-ContractAnswer = dict[str, msgspec.Raw | int]
-"""KuCoin's contract object with all fields as listed, plus partition, settleDecimals, priceDecimals and suspended."""
+ContractAnswer = dict[str, msgspec.Raw | int | str | None]
+"""KuCoin's contract object with all fields as listed, plus generation, partition, settleDecimals, priceDecimals,
+suspended, closed, closedAt and settlementPrice. The last two are null while the contract is open.
+"""
 
 _EPOCH = datetime.fromtimestamp(0, UTC)
 _MILLISECOND = timedelta(milliseconds=1)
@@ -73,7 +76,9 @@ class FundAnswer(Answer, frozen=True, kw_only=True):
     `openInterest` is in lots, and null until the books are loaded. `balanceToOpenInterest` is the balance divided by the value
     of the open interest at the mark. `target` is the size that the fund should have, `fullness` is balance / target, and
     `leverageCap` is the recommended highest leverage. They are null without a target; `/target` explains it. `suspended` is
-    true while the contract's terms are in doubt: its events are rejected with `terms_in_doubt`, and kept.
+    true while the contract's terms are in doubt: its events are rejected with `terms_in_doubt`, and kept. `status` is that of
+    KuCoin's object, null without one. `closed` is true for a closed contract: its events are rejected with `contract_closed`.
+    `generation` counts the lives of the symbol: the path `SYMBOL@1` has the fund of the first, `SYMBOL` that of the last.
 
     `inventory` are the positions that the fund took over and still holds: at most one element per side, none for a side without
     lots. `unrealisedPnl` is their worth at the mark, each tranche rounded down, and `equity` is balance + unrealisedPnl; both
@@ -82,6 +87,7 @@ class FundAnswer(Answer, frozen=True, kw_only=True):
     """
 
     symbol: str
+    generation: int
     settle_currency: str
     balance: str
     balance_usdt: str | None
@@ -108,6 +114,8 @@ class FundAnswer(Answer, frozen=True, kw_only=True):
     fullness: float | None
     leverage_cap: float | None
     suspended: bool
+    status: str | None
+    closed: bool
     balance_usdt_reason: str | UnsetType = UNSET
     balance_base_reason: str | UnsetType = UNSET
 
@@ -118,11 +126,14 @@ class EntryAnswer(Answer, frozen=True):
     The hash covers `keyId` and `commitment` (hex) instead of the account, so anyone can recompute it. Both are "" in entries
     without an account and in entries from before the ledger secret, whose hash covers the account itself.
 
+    The hash covers the ledger key as symbol: `symbol`, followed by @ and `generation` if that is not 1.
+
     `closes` is the takeover entry whose tranche the entry closes lots of, else 0. `forced` is true for a takeover of lots that
     ADL could not close.
     """
 
     symbol: str
+    generation: int
     entry: int
     seq: int
     kind: Kind
@@ -197,12 +208,22 @@ def contract_answer(listed: Listed) -> ContractAnswer:
     fields = msgspec.json.decode(listed.specification, type=dict[str, msgspec.Raw])
     contract = listed.contract
     ours = {
+        "generation": generation_of(contract.symbol).number,
         "partition": listed.partition,
         "settleDecimals": contract.settle_decimals,
         "priceDecimals": contract.price_decimals,
         "suspended": listed.suspended,
+        "closed": listed.closing is not None,
+        "closedAt": listed.closing.at if listed.closing else None,
+        "settlementPrice": _settlement_price(listed),
     }
     return {**fields, **ours}
+
+
+def _settlement_price(listed: Listed) -> str | None:
+    """Returns the price of the settlement that closed a contract; None without a settlement."""
+    closing = listed.closing
+    return format_units(closing.price, listed.contract.price_decimals) if closing and closing.seq else None
 
 
 def fund_answer(
@@ -213,13 +234,15 @@ def fund_answer(
     `held` is the inventory after the fund's last entry; None if it never had one.
     """
     decimals, past, target = fund.settle_decimals, valuation.past, valuation.target
+    generation = generation_of(fund.symbol)
     peak = max(past.peak, fund.balance)
     unrealised = _unrealised(valuation, held)
     watched = _watched(fund, policy, unrealised)
     guard = guard_at(time.time_ns() // 1_000_000, policy, decimals, fund.guard, watched)
     in_usdt, in_base = balance_usdt(fund, valuation), balance_base(fund, valuation)
     return FundAnswer(
-        symbol=fund.symbol,
+        symbol=generation.symbol,
+        generation=generation.number,
         settle_currency=fund.settle_currency,
         balance=format_units(fund.balance, decimals),
         balance_usdt=in_usdt,
@@ -248,6 +271,8 @@ def fund_answer(
         fullness=target.fullness(fund.balance) if target else None,
         leverage_cap=target.leverage_cap(fund.balance) if target else None,
         suspended=fund.suspended,
+        status=fund.status,
+        closed=fund.closed,
     )
 
 
@@ -277,9 +302,10 @@ def target_size(target: Target | None, decimals: int) -> str | None:
 def entry_answer(entry: EntryRow, contract: Contract) -> EntryAnswer:
     """Returns the answer for a ledger entry of a contract."""
     money, price = contract.settle_decimals, contract.price_decimals
-    seal = seal_parts(entry.seal)
+    seal, generation = seal_parts(entry.seal), generation_of(entry.symbol)
     return EntryAnswer(
-        symbol=entry.symbol,
+        symbol=generation.symbol,
+        generation=generation.number,
         entry=entry.entry,
         seq=entry.seq,
         kind=entry.kind,

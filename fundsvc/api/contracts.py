@@ -18,6 +18,7 @@ from fundsvc.api.http.application import Route, find_contract
 from fundsvc.api.http.parameters import CursorQuery, Query
 from fundsvc.api.http.tokens import Caller
 from fundsvc.api.stream_epochs import StreamEpochs, producer_name
+from fundsvc.core.generations import generation_of, public_symbol
 from fundsvc.mutual.store.reader import MutualReader, PoolState
 from fundsvc.store.reader import Reader
 from fundsvc.streams.client import pool_stream_key
@@ -45,9 +46,10 @@ class ContractResources:
     async def active_contracts(self, _query: Query) -> list[ContractAnswer]:
         """All contracts with status Open, KuCoin's definition of active, and all contracts without a status.
 
-        Recordings contain listings without a status. Contracts with another status keep their funds and their own paths.
+        Recordings contain listings without a status. Contracts with another status, and closed contracts, keep their funds and
+        their own paths.
         """
-        answers = [contract_answer(contract) for contract in await self._reader.contracts()]
+        answers = [contract_answer(contract) for contract in await self._reader.contracts() if contract.closing is None]
         return [answer for answer in answers if answer.get("status", _OPEN) == _OPEN]
 
     async def contract(self, _query: Query, symbol: str) -> ContractAnswer:
@@ -60,7 +62,8 @@ class ContractResources:
         A producer that has read it may post in the current stream epoch.
         """
         epoch = await self._epochs.acknowledge(producer_name(caller, query.producer_id) if caller.role == "engine" else "")
-        funds = await self._reader.funds()
+        funds = sorted(await self._reader.funds(), key=lambda fund: generation_of(fund.symbol))
+        current = {public_symbol(fund.symbol): fund for fund in funds}.items()
         partitions = await self._reader.partitions()
         return CursorAnswer(
             stream_epoch=epoch,
@@ -73,7 +76,7 @@ class ContractResources:
                 )
                 for row in partitions
             ],
-            contracts=[ContractCursor(symbol=fund.symbol, partition=fund.partition, seq=fund.seq) for fund in funds],
+            contracts=[ContractCursor(symbol=symbol, partition=fund.partition, seq=fund.seq) for symbol, fund in current],
             pools=[_pool_cursor(state) for state in await self._pools.pools()] or UNSET,
         )
 

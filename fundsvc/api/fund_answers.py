@@ -11,6 +11,7 @@ from fundsvc.api.adl_answers.orders import OrderAnswer
 from fundsvc.api.answers import Answer, EntryAnswer
 from fundsvc.api.valuation import EQUIVALENT_DECIMALS, in_usdt
 from fundsvc.core.contracts import Contract
+from fundsvc.core.generations import public_symbol
 from fundsvc.core.numbers import format_units
 from fundsvc.store.reader import FundRow
 from fundsvc.store.statistics import Bucket, FundAt
@@ -112,7 +113,7 @@ def summary_answer(funds: Iterable[FundRow], rate_of: Rated, ts: int, as_of: int
 def fund_at_answer(contract: Contract, ts: int, past: FundAt) -> FundAtAnswer:
     """Returns the answer for a fund in the past."""
     return FundAtAnswer(
-        symbol=contract.symbol,
+        symbol=public_symbol(contract.symbol),
         ts=ts,
         balance=format_units(past.balance, contract.settle_decimals),
         outstanding=format_units(past.outstanding, contract.settle_decimals),

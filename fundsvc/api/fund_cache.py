@@ -14,7 +14,7 @@ from fundsvc.api.answers import Envelope, FundAnswer
 from fundsvc.api.http.application import Encoded, Route, symbol_not_listed
 from fundsvc.api.http.fast_path import FastPath
 from fundsvc.api.http.middleware import Middleware
-from fundsvc.api.http.parameters import Query
+from fundsvc.api.http.parameters import FundsQuery, Query
 from fundsvc.readmodel.inventories import HeldInventory
 from fundsvc.readmodel.ledger_tail import Tail
 from fundsvc.store.reader import FundRow
@@ -57,58 +57,60 @@ class FundCache:
         self._answer_of = answer_of
         self._clock = clock
         self._cached: dict[str, _CachedFund] = {}
-        self._list: _CachedList | None = None
+        self._lists: dict[bool, _CachedList] = {}
         self.routes = (
-            Route("/api/v1/insurance-fund", Query, self.funds),
+            Route("/api/v1/insurance-fund", FundsQuery, self.funds),
             Route(FUND, Query, self.fund),
         )
 
-    async def funds(self, _query: Query) -> Encoded[list[FundAnswer]]:
-        """All funds."""
+    async def funds(self, query: FundsQuery) -> Encoded[list[FundAnswer]]:
+        """The funds of all open contracts; with `closed`, those of closed contracts too."""
         self._tail.check()
-        now, kept = self._clock(), self._list
+        now, kept = self._clock(), self._lists.get(query.closed)
         funds, held = self._tail.funds, self._tail.held
         if kept is None or kept.funds is not funds or kept.held is not held or now >= kept.until:
-            answer: Encoded[list[FundAnswer]] = Encoded(_enveloped([self.data(symbol) for symbol in funds]))
-            kept = self._list = _CachedList(funds, held, now + VALUATION_SECONDS, answer)
+            shown = [self.data(key) for key, fund in funds.items() if query.closed or not fund.closed]
+            answer: Encoded[list[FundAnswer]] = Encoded(_enveloped(shown))
+            kept = self._lists[query.closed] = _CachedList(funds, held, now + VALUATION_SECONDS, answer)
         return kept.answer
 
     async def fund(self, _query: Query, symbol: str) -> Encoded[FundAnswer]:
         """The fund of one contract."""
-        if symbol not in self._tail.funds:
+        key = self._tail.key_of(symbol)
+        if key is None:
             self._tail.check()
             raise symbol_not_listed(symbol)
-        return self._shown(symbol)
+        return self._shown(key)
 
     def fast_path(self, middleware: Middleware) -> FastPath:
         """Returns the fast path to single funds."""
-        return FastPath(middleware, FUND, self._symbol_at, self._shown)
+        return FastPath(middleware, FUND, self._key_at, self._shown)
 
     async def answers(self) -> list[FundAnswer]:
-        """Returns all funds, for routes with another format."""
+        """Returns the funds of all open contracts, for routes with another format."""
         self._tail.check()
-        return [self._answer_of(fund) for fund in self._tail.funds.values()]
+        return [self._answer_of(fund) for fund in self._tail.funds.values() if not fund.closed]
 
-    def data(self, symbol: str) -> msgspec.Raw:
-        """Returns the encoded fund of a listed contract, without its envelope."""
-        return self._fresh(symbol).data
+    def data(self, key: str) -> msgspec.Raw:
+        """Returns the encoded fund of a listed contract by ledger key, without its envelope."""
+        return self._fresh(key).data
 
-    def _symbol_at(self, path: str) -> str | None:
-        """Returns the listed symbol in the raw path of a fund, or None if the path needs the router."""
+    def _key_at(self, path: str) -> str | None:
+        """Returns the ledger key of the symbol in the raw path of a fund, or None if the path needs the router."""
         symbol = path.removeprefix(_FUNDS)
-        known = symbol in self._tail.funds and symbol is not path
-        return symbol if known and _DELIMITERS.isdisjoint(symbol) else None
+        key = self._tail.current.get(symbol)
+        return key if symbol is not path and _DELIMITERS.isdisjoint(symbol) else None
 
-    def _shown(self, symbol: str) -> Encoded[FundAnswer]:
+    def _shown(self, key: str) -> Encoded[FundAnswer]:
         self._tail.check()
-        return self._fresh(symbol).answer
+        return self._fresh(key).answer
 
-    def _fresh(self, symbol: str) -> _CachedFund:
-        fund, held = self._tail.funds[symbol], self._tail.held.get(symbol)
-        now, kept = self._clock(), self._cached.get(symbol)
+    def _fresh(self, key: str) -> _CachedFund:
+        fund, held = self._tail.funds[key], self._tail.held.get(key)
+        now, kept = self._clock(), self._cached.get(key)
         if kept is None or kept.fund is not fund or kept.held is not held or now >= kept.until:
             data = msgspec.Raw(msgspec.json.encode(self._answer_of(fund)))
-            kept = self._cached[symbol] = _CachedFund(fund, held, now + VALUATION_SECONDS, data, Encoded(_enveloped(data)))
+            kept = self._cached[key] = _CachedFund(fund, held, now + VALUATION_SECONDS, data, Encoded(_enveloped(data)))
         return kept
 
 

@@ -99,7 +99,7 @@ class FundResources:
         """A fund at a time of the engine's clock."""
         self._tail.check_knows(query.ts)
         contract = (await find_contract(self._reader, symbol)).contract
-        return fund_at_answer(contract, query.ts, await self._statistics.at(symbol, query.ts))
+        return fund_at_answer(contract, query.ts, await self._statistics.at(contract.symbol, query.ts))
 
     async def candles(self, query: CandlesQuery, symbol: str) -> list[Candle]:
         """The balance over time and the amounts that changed it, oldest first; at most 500 candles.
@@ -112,7 +112,7 @@ class FundResources:
         now_ms = time.time_ns() // 1_000_000
         span = query.starts(now_ms)
         self._tail.check_knows(span.stop)
-        buckets = await self._statistics.buckets(symbol, span.start, span.stop, span.step)
+        buckets = await self._statistics.buckets(contract.symbol, span.start, span.stop, span.step)
         return list(candles(buckets, span, now_ms, contract.settle_decimals))
 
     async def history(self, query: HistoryQuery, symbol: str) -> Page[EntryAnswer]:
@@ -120,7 +120,7 @@ class FundResources:
         as_of = self._tail.as_of_ms
         contract = (await find_contract(self._reader, symbol)).contract
         entries = await self._reader.history(
-            symbol,
+            contract.symbol,
             count=query.max_count + 1,
             offset=None if query.offset is UNSET else query.offset,
             forward=query.forward,
@@ -150,7 +150,7 @@ class FundResources:
 
     def export_cost(self, symbol: str) -> int:
         """Returns how many more requests an export counts as: the pages that it reads."""
-        fund = self._tail.funds.get(symbol)
+        fund = self._tail.funds.get(self._tail.key_of(symbol) or "")
         return fund.entry // STREAMED_ENTRIES if fund else 0
 
     async def _stream(self, request: web.Request, response: web.StreamResponse, fund: FundRow, query: SpanQuery) -> None:
@@ -169,11 +169,11 @@ class FundResources:
         """One entry with the previous hash and the ADL order that it caused. Its owner and risk also receive its salt."""
         contract = (await find_contract(self._reader, symbol)).contract
         number = int(entry) if entry.isascii() and entry.isdecimal() and len(entry) <= ENTRY_DIGITS_MAX else 0
-        found = await self._reader.history(symbol, count=2, offset=number + 1)
+        found = await self._reader.history(contract.symbol, count=2, offset=number + 1)
         if not number or not found or found[0].entry != number:
             raise NotFound(f"{symbol} has no entry {entry!r}: entries are numbered from 1 to the fund's `entry`")
         orders = await order_answers(
-            self._ledger, await self._ledger.caused_by(symbol, number), contract, visibility_of(caller)
+            self._ledger, await self._ledger.caused_by(contract.symbol, number), contract, visibility_of(caller)
         )
         account, salt = await self._opening(found[0], caller)
         return EntryDetailAnswer(

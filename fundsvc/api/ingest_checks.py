@@ -9,13 +9,22 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import partial
+from itertools import groupby
 from typing import NamedTuple
 
 import msgspec
 
 from fundsvc.config.settings import Config
 from fundsvc.core.checks import check, check_rate
-from fundsvc.core.contracts import Contract, TermsChanged, check_relisting, contract_of, partition_of
+from fundsvc.core.contracts import (
+    OPEN,
+    Contract,
+    TermsChanged,
+    check_listing_of_closed,
+    check_relisting,
+    contract_of,
+    partition_of,
+)
 from fundsvc.core.events import (
     UNDER_TERMS,
     Event,
@@ -24,9 +33,13 @@ from fundsvc.core.events import (
     Rate,
     Reason,
     Rejection,
+    Settle,
     Takeover,
+    contract_closed,
     terms_in_doubt,
 )
+from fundsvc.core.fund.settlement import Closing
+from fundsvc.core.generations import generation_of, public_symbol
 from fundsvc.core.sequence_lookup import look_up
 from fundsvc.core.sequences import Gap, Numbered, Sequences, content_of
 from fundsvc.core.times import check_time
@@ -44,7 +57,10 @@ FRESH_SECONDS = 0.5
 class ContractState(NamedTuple):
     """The state of a contract before the next event: `seq` is its last settled sequence, `last` its last appended one.
 
-    `has_entries` means that it has entries or ADL orders, whose amounts its terms determine.
+    `before` is the generation before it, None for the first. `ends` is whether a settlement is appended.
+
+    `has_entries` means that it has entries or ADL orders, whose amounts its terms determine. `closing` is its end according to
+    the ledger; None while it is open.
     """
 
     contract: Contract
@@ -52,6 +68,23 @@ class ContractState(NamedTuple):
     suspended: bool
     seq: int
     last: int
+    closing: Closing | None = None
+    before: "ContractState | None" = None
+    ends: bool = False
+
+    @property
+    def since(self) -> int:
+        """The last sequence of the generation before."""
+        return self.before.last_seq if self.before else 0
+
+    @property
+    def last_seq(self) -> int:
+        """The last settled sequence, which may be that of a settlement without entries."""
+        return max(self.seq, self.closing.seq if self.closing else 0)
+
+    def of(self, event: Numbered) -> "ContractState":
+        """Returns the generation to which an event belongs."""
+        return self.before.of(event) if self.before and event.seq <= self.since else self
 
 
 class IngestChecks:
@@ -91,13 +124,17 @@ class IngestChecks:
         return isinstance(event, Numbered) and (event.seq <= known.last or _is_gap(event, known.last))
 
     async def _refresh(self, symbols: list[str], now: float) -> None:
-        for row in await self._reader.contract_states(symbols):
-            symbol = row.contract.symbol
-            known = self._known.get(symbol)
-            has_appended = known is not None and known.has_entries
-            last = max(row.seq, known.last if known else 0)
+        rows = await self._reader.contract_states(symbols)
+        for symbol, generations in groupby(rows, lambda row: public_symbol(row.contract.symbol)):
+            known, before = self._known.get(symbol), None
+            for row in generations:
+                has_entries, last = row.has_entries, max(row.seq, known.last if known else 0)
+                if known is not None and known.contract.symbol == row.contract.symbol:
+                    has_entries = has_entries or known.has_entries
+                before = ContractState(row.contract, has_entries, row.suspended, row.seq, last, row.closing, before)
             self._unsettled.discard(symbol)
-            self._known[symbol] = ContractState(row.contract, row.has_entries or has_appended, row.suspended, row.seq, last)
+            if before is not None:
+                self._known[symbol] = before
         self._read_at |= dict.fromkeys(symbols, now)
 
 
@@ -117,11 +154,13 @@ class BodyChecks:
         self._latest_ms = time.time_ns() // 1_000_000 + int(config.stream.ts_ahead_seconds_max * 1000)
 
     def passed(self, events: Iterable[Event | Rejection]) -> dict[str, set[int]]:
-        """Returns the sequences up to the last settled one, by contract. The ledger decides whether these are duplicates."""
+        """Returns the sequences up to the last settled one, by ledger key. The ledger decides whether these are duplicates."""
         found: dict[str, set[int]] = {}
         for event in events:
-            if isinstance(event, Numbered) and event.symbol in self._known and event.seq <= self._known[event.symbol].seq:
-                found.setdefault(event.symbol, set()).add(event.seq)
+            if isinstance(event, Numbered) and event.symbol in self._known:
+                state = self._known[event.symbol].of(event)
+                if event.seq <= state.last_seq:
+                    found.setdefault(state.contract.symbol, set()).add(event.seq)
         return found
 
     def check(self, event: Event | Rejection) -> Gap | None:
@@ -144,11 +183,17 @@ class BodyChecks:
             raise Rejection(Reason.UNKNOWN_SYMBOL, f"no contract {event.symbol!r} is listed")  # type: ignore[attr-defined]
         if state.suspended and isinstance(event, UNDER_TERMS):
             raise terms_in_doubt(event.symbol)
-        if isinstance(event, Numbered) and (event.seq <= state.seq or self.sequences.has(event)):
+        if isinstance(event, Numbered):
+            state = state.of(event)
+        if isinstance(event, Numbered) and (event.seq <= state.last_seq or self.sequences.has(event)):
             rejection = self.sequences.rejection(event, state.contract, state.seq)
             if rejection:
-                raise rejection
+                late = rejection.reason is Reason.LATE and state.closing is not None
+                raise contract_closed(event.symbol) if late else rejection
             return None
+        is_appended = isinstance(event, Numbered) and event.seq <= state.last
+        if (state.closing is not None or state.ends) and isinstance(event, UNDER_TERMS) and not is_appended:
+            raise contract_closed(event.symbol)
         check(event, state.contract)
         return self._advance(event, state) if isinstance(event, Numbered) else None
 
@@ -157,7 +202,8 @@ class BodyChecks:
         if event.seq <= state.last:
             return None
         has_entries = state.has_entries or isinstance(event, Fill | Takeover)
-        self.changed[event.symbol] = state._replace(last=event.seq, has_entries=has_entries)
+        ends = state.ends or isinstance(event, Settle)
+        self.changed[event.symbol] = state._replace(last=event.seq, has_entries=has_entries, ends=ends)
         self.sequences.note(event, content_of(event, state.contract))
         return self.sequences.gap(event, state.last)
 
@@ -166,9 +212,15 @@ class BodyChecks:
         state = self._state_of(contract.symbol)
         if state is None:
             self._count_listing(contract.symbol)
-        if state is None or not state.has_entries:
-            seq, last = (state.seq, state.last) if state else (0, 0)
-            self.changed[contract.symbol] = ContractState(contract, has_entries=False, suspended=False, seq=seq, last=last)
+        if state is not None and (state.closing is not None or state.ends):
+            self._list_closed(state, contract, opens=event.contract.get("status") == OPEN)
+            return
+        if state is None:
+            self.changed[contract.symbol] = ContractState(contract, has_entries=False, suspended=False, seq=0, last=0)
+            return
+        if not state.has_entries:
+            listed = msgspec.structs.replace(contract, symbol=state.contract.symbol)
+            self.changed[contract.symbol] = state._replace(contract=listed, suspended=False)
             return
         try:
             check_relisting(state.contract, contract)
@@ -176,6 +228,16 @@ class BodyChecks:
             self.changed[contract.symbol] = state._replace(suspended=True)
             raise
         self.changed[contract.symbol] = state._replace(suspended=False)
+
+    def _list_closed(self, state: ContractState, contract: Contract, *, opens: bool) -> None:
+        if not opens:
+            check_listing_of_closed(state.contract, contract)
+            return
+        key, last = generation_of(state.contract.symbol).next.key, max(state.last, state.last_seq)
+        self._count_listing(key)
+        opened = msgspec.structs.replace(contract, symbol=key)
+        before = state._replace(seq=last)
+        self.changed[contract.symbol] = ContractState(opened, False, False, last, last, before=before)
 
     def _count_listing(self, symbol: str) -> None:
         """Counts a new contract of a partition; raises Rejection if the partition has no room for it."""

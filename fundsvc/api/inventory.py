@@ -48,13 +48,13 @@ class InventoryResources:
         as_of = self._tail.as_of_ms
         contract = (await find_contract(self._reader, symbol)).contract
         rows = await self._inventories.tranches(
-            symbol,
+            contract.symbol,
             count=query.max_count + 1,
             offset=None if query.offset is UNSET else query.offset,
             forward=query.forward,
             side=None if query.side is UNSET else query.side,
         )
-        mark = self._mark_of(symbol)
+        mark = self._mark_of(contract.symbol)
         shown = [tranche_answer(row, contract, mark) for row in rows[: query.max_count]]
         return Page(data_list=shown, has_more=len(rows) > len(shown), as_of=as_of)
 

@@ -10,6 +10,7 @@ from fundsvc.api.http.tokens import Caller
 from fundsvc.api.visibility import rough, visibility_of
 from fundsvc.core.fund.fullness import RuleName
 from fundsvc.core.fund.target_sizing import Cover, Explanation, StressedPosition
+from fundsvc.core.generations import public_symbol
 from fundsvc.core.numbers import format_units
 from fundsvc.store.reader import FundRow, Reader
 from fundsvc.store.target_sizes import ExplainedTarget, Targets
@@ -50,7 +51,7 @@ class TargetResources:
     async def target(self, _query: Query, symbol: str, caller: Caller | None) -> TargetAnswer:
         """The size that a fund should have, and its computation."""
         fund = await find_fund(self._reader, symbol)
-        explained = await self._targets.explained(symbol)
+        explained = await self._targets.explained(fund.symbol)
         if explained is None:
             raise NotFound(f"the target of {symbol} is not computed yet: retry in a minute")
         answer = target_answer(fund, explained)
@@ -61,7 +62,7 @@ def target_answer(fund: FundRow, explained: ExplainedTarget) -> TargetAnswer:
     """Returns the answer for a target and its fund."""
     target = explained.target
     return TargetAnswer(
-        symbol=fund.symbol,
+        symbol=public_symbol(fund.symbol),
         settle_currency=fund.settle_currency,
         rule=target.rule,
         target=target_size(target, fund.settle_decimals),

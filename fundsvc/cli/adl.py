@@ -96,7 +96,7 @@ def orders(
         async with prepared(config) as complete, connected(complete) as (pool, _):
             contract = (await _listed(pool, symbol)).contract
             ledger = AdlReader(pool)
-            found = await ledger.orders(symbol, count=limit, state=state)
+            found = await ledger.orders(contract.symbol, count=limit, state=state)
             answers = await order_answers(ledger, found, contract, OPERATOR)
         if json:
             print_json(answers)

@@ -52,7 +52,7 @@ async def _find(config: Config, symbol: str, policy: TargetPolicy) -> TargetAnsw
             view = books.view(fund.contract, fund.partition)
             found, size = (
                 await compute_targets(Targets(pool), [TargetRequest(fund.contract, view.book, policy, Exclusive())])
-            )[symbol]
+            )[fund.symbol]
             return target_answer(fund, ExplainedTarget(found, size.explanation, size.reason, datetime.now(UTC)))
     raise LookupError(f"no contract {symbol!r} is listed")
 

@@ -18,6 +18,7 @@ from fundsvc.config.validation import ADDRESS, SECRET, allowed, complaints, find
 from fundsvc.core.commitment import Secrets, secrets_of
 from fundsvc.core.contracts import CONTRACTS_MAX
 from fundsvc.core.fund.fullness import TargetPolicy
+from fundsvc.core.generations import public_symbol
 from fundsvc.core.policy import Policies, Policy
 from fundsvc.core.times import AHEAD_SECONDS_MAX
 from fundsvc.mutual.core.terms import Terms, farming_warning
@@ -233,7 +234,7 @@ class PolicyConfig(Section, frozen=True):
 
     def of(self, symbol: str) -> Policy:
         """Returns the policy of a contract."""
-        return self.contracts.get(symbol, self.default)
+        return self.contracts.get(public_symbol(symbol), self.default)
 
     def version(self, number: int) -> Policies:
         """Returns the configured policies as version `number` of a partition's policies."""
@@ -248,7 +249,7 @@ class TargetConfig(Section, frozen=True):
 
     def of(self, symbol: str) -> TargetPolicy:
         """Returns the target policy of a contract."""
-        return self.contracts.get(symbol, self.default)
+        return self.contracts.get(public_symbol(symbol), self.default)
 
 
 class MutualConfig(Section, frozen=True):

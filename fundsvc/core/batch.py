@@ -14,7 +14,7 @@ from fundsvc.core.contracts import Contract
 from fundsvc.core.events import Rejected
 from fundsvc.core.fund.chain import Entry, Kind
 from fundsvc.core.fund.inventory import HoldingState, Outcome, TrancheState
-from fundsvc.core.fund.settlement import Fund, FundState
+from fundsvc.core.fund.settlement import Closing, Fund, FundState
 from fundsvc.core.numbers import INT64_MAX
 from fundsvc.core.policy import Policies
 from fundsvc.core.sequences import Gap
@@ -129,6 +129,14 @@ class Replayed(NamedTuple):
     entry: Entry | None
 
 
+class Uncarried(NamedTuple):
+    """The balance of a closed contract that did not move to its successor, and why."""
+
+    symbol: str
+    successor: str
+    reason: str
+
+
 @dataclass(frozen=True, slots=True)
 class Batch:
     """The effects of a run of events, which one transaction writes.
@@ -142,6 +150,7 @@ class Batch:
 
     By contract: `duplicates` counts events that were known, `old` events more than a day old (under "" those of no listed
     contract), `repeated_trades` trade ids that the contract had before, and `suspensions` says whether the terms are in doubt.
+    `closings` are the ends of contracts that were closed, and `uncarried` the balances that could not move to a successor.
     `outcomes` counts the outcomes of takeovers, and `outcome_lots` their lots.
     `policies` are the versions that came into force, `gaps` the gaps that `prevSeq` revealed.
 
@@ -172,6 +181,8 @@ class Batch:
     old: Counter[str] = field(default_factory=Counter)
     latest_ms: int = INT64_MAX
     suspensions: Mapping[str, bool] = field(default_factory=dict)
+    closings: Mapping[str, Closing] = field(default_factory=dict)
+    uncarried: Sequence[Uncarried] = field(default_factory=list)
     policies: Sequence[Policies] = field(default_factory=list)
     gaps: Sequence[Gap] = field(default_factory=list)
     repeated_trades: Counter[str] = field(default_factory=Counter)
@@ -218,6 +229,8 @@ class Draft:
     old: Counter[str] = field(default_factory=Counter)
     latest_ms: int = INT64_MAX
     suspensions: dict[str, bool] = field(default_factory=dict)
+    closings: dict[str, Closing] = field(default_factory=dict)
+    uncarried: list[Uncarried] = field(default_factory=list)
     policies: list[Policies] = field(default_factory=list)
     gaps: list[Gap] = field(default_factory=list)
     repeated_trades: Counter[str] = field(default_factory=Counter)

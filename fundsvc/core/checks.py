@@ -4,7 +4,7 @@ Settlement and the HTTP API call the same functions, so that both reject the sam
 """
 
 from fundsvc.core.contracts import Contract
-from fundsvc.core.events import Event, Fill, Mark, Position, Rate, Takeover, Unwind
+from fundsvc.core.events import SETTLEMENT, Event, Fill, Mark, Position, Rate, Reason, Rejection, Settle, Takeover, Unwind
 from fundsvc.core.identifiers import check_identifiers
 from fundsvc.core.numbers import PRICE_DECIMALS_MAX, parse_amount, parse_price
 
@@ -18,6 +18,8 @@ def check(event: Event, contract: Contract) -> None:
             check_takeover(event, contract)
         case Unwind():
             check_unwind(event, contract)
+        case Settle():
+            check_settle(event, contract)
         case Mark():
             check_mark(event, contract)
         case Position():
@@ -39,7 +41,14 @@ def check_takeover(takeover: Takeover, contract: Contract) -> int:
 def check_unwind(unwind: Unwind, contract: Contract) -> int:
     """The price in the contract's units; raises Rejection."""
     check_identifiers(unwind)
+    if unwind.order_id == SETTLEMENT:
+        raise Rejection(Reason.INVALID_FIELD, f"orderId {SETTLEMENT!r} is reserved for entries of settlements: use another one")
     return parse_price(unwind.price, contract.price_decimals)
+
+
+def check_settle(settle: Settle, contract: Contract) -> int:
+    """The settlement price in the contract's units; raises Rejection."""
+    return parse_price(settle.price, contract.price_decimals)
 
 
 def check_mark(mark: Mark, contract: Contract) -> int:

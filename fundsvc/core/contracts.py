@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import msgspec
 
 from fundsvc.core.events import Reason, Rejection
+from fundsvc.core.generations import is_reserved, public_symbol
 from fundsvc.core.identifiers import is_identifier
 from fundsvc.core.numbers import EXACT, INT64_MAX, PRICE_DECIMALS_MAX, format_units, parse_amount, parse_price, to_units
 
@@ -25,6 +26,13 @@ DOT_SEGMENTS = frozenset({".", ".."})
 """Clients remove these from a URL's path (RFC 3986, section 5.2.4), even if they are percent-encoded."""
 
 
+OPEN = "Open"
+"""The value of `status` in KuCoin's object with which a listing opens the next generation of a closed contract."""
+
+ENDED = frozenset(("Settled", "Closed"))
+"""The values of `status` in KuCoin's object with which a listing ends a contract."""
+
+
 class Specification(msgspec.Struct, rename="camel", frozen=True):
     """The fields of KuCoin's contract object that settlement reads. All other fields are stored and returned unchanged.
 
@@ -37,6 +45,7 @@ class Specification(msgspec.Struct, rename="camel", frozen=True):
     multiplier: Decimal
     is_inverse: bool
     max_price: Decimal | None = None
+    successor: Annotated[str, msgspec.Meta(max_length=64)] | None = None
 
 
 class Contract(msgspec.Struct, frozen=True, kw_only=True):
@@ -109,6 +118,20 @@ def check_relisting(known: Contract, listed: Contract) -> None:
         )
 
 
+def check_listing_of_closed(known: Contract, listed: Contract) -> None:
+    """Raises Rejection if a listing of a closed contract, which does not open its next generation, changes its terms."""
+    if not known.same_terms(listed):
+        raise Rejection(
+            Reason.CONTRACT_CLOSED,
+            f"{known.symbol} is closed and keeps its terms: list it with the status Open to begin its next generation",
+        )
+
+
+def successor_of(specification: dict[str, Any]) -> str:
+    """Returns the symbol of the contract that continues a contract according to its listing, "" if that names none."""
+    return specification.get("successor") or ""
+
+
 def contract_of(specification: dict[str, Any], settle_decimals: dict[str, int], default_decimals: int) -> Contract:
     """Returns the contract that a KuCoin contract object describes; raises Rejection if it cannot be listed."""
     if not _is_plain(specification):
@@ -128,6 +151,11 @@ def contract_of(specification: dict[str, Any], settle_decimals: dict[str, int], 
     if read.symbol in RESERVED_SYMBOLS:
         raise Rejection(
             Reason.CONTRACT_INVALID, f"symbol {read.symbol!r} is reserved: the API uses it in paths. Use another symbol"
+        )
+    if is_reserved(read.symbol):
+        raise Rejection(
+            Reason.CONTRACT_INVALID,
+            f"symbol {read.symbol!r} is reserved: @ and digits at the end name a generation. Use another symbol",
         )
     if read.symbol in DOT_SEGMENTS:
         raise Rejection(
@@ -189,5 +217,5 @@ def _price_decimals(max_price: Decimal | None) -> int:
 
 
 def partition_of(symbol: str, partitions: int) -> int:
-    """Returns the partition whose stream carries all events of a contract."""
-    return zlib.crc32(symbol.encode()) % partitions
+    """Returns the partition whose stream carries all events of a contract, in all its generations."""
+    return zlib.crc32(public_symbol(symbol).encode()) % partitions

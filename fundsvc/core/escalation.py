@@ -1,7 +1,7 @@
 """The ADL orders of one contract: how fills, executions, ends of rounds and time-outs begin, move and end them."""
 
 from fundsvc.core.adl.desk import AdlDesk
-from fundsvc.core.adl.order import AdlOrder, RoundRequest, RoundTerms, opposite, order_for
+from fundsvc.core.adl.order import EMPTY_ROUND, AdlOrder, RoundRequest, RoundTerms, opposite, order_for
 from fundsvc.core.adl.records import reduced_body, round_bodies
 from fundsvc.core.batch import Draft, Round
 from fundsvc.core.events import AdlAck, AdlEnd, AdlFill, AdlTimeout, Fill, Reason, Rejection
@@ -70,6 +70,38 @@ class Escalation:
         entry = self.write_fill(fill, closes, prices)
         if entry.uncovered:
             self.escalate(entry)
+
+    def settle_last(self, fill: Fill, closes: int, prices: tuple[int, int]) -> None:
+        """Settles a fill that closes lots of a tranche at the settlement; what the fund cannot pay becomes outstanding.
+
+        After the settlement no position is left to reduce, so the fund always pays first and nothing escalates.
+        """
+        entry, digest = self.fund.settle(fill, None, closes, prices)
+        self._shared.batch.record(self.fund, (entry, digest))
+        self.fund.outstanding += entry.uncovered
+
+    def end_orders(self, cause: Cause) -> None:
+        """Ends the open orders, except those for a tranche, which the settlement of their lots ends.
+
+        Each ends like an order whose next round finds no position: with a round that requests nothing.
+        """
+        for order in [order for order in self.orders.values() if order.origin != "inventory"]:
+            self._pass(order, cause.seq)
+            self.desk.end_round(order)
+            order.begin_round(EMPTY_ROUND, self._shared.now_ms)
+            self._seal_round(order, EMPTY_ROUND, cause)
+            if order.origin == "shortfall":
+                self._end_uncovered(order, cause)
+            else:
+                self._return(order, cause, without_candidates=False)
+
+    def forget_positions(self) -> None:
+        """Empties the book of a closed contract, except for its marks, by which it recognises repetitions."""
+        before, self.begun_desk = self.desk.book, None
+        book = self.desk.book
+        book.mark, book.mark_ts, book.mark_seq = before.mark, before.mark_ts, before.mark_seq
+        book.mark_ts_max, book.known_ms = before.mark_ts_max, before.known_ms
+        self.desk.changed = True
 
     def execute(self, event: AdlFill) -> None:
         """Adds an execution to its order and reduces the position; a completed order may refund."""

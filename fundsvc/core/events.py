@@ -10,8 +10,10 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from fundsvc.core.generations import KEY_LENGTH_MAX
 from fundsvc.core.policy import Policy
 
+LedgerKey = Annotated[str, msgspec.Meta(min_length=1, max_length=KEY_LENGTH_MAX)]
 Symbol = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
 Identifier = Annotated[str, msgspec.Meta(max_length=64)]
 Account = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
@@ -23,6 +25,9 @@ Previous = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)] | UnsetType | None
 
 Number = Annotated[str, msgspec.Meta(min_length=1, max_length=40, extra_json_schema={"pattern": r"^[0-9]+(\.[0-9]+)?$"})]
 """A plain decimal number. The pattern is only part of the schema; the parser rejects other text."""
+
+SETTLEMENT = "settlement"
+"""The `order_id` of entries that close lots of a tranche at the settlement price. Their shortfalls do not escalate."""
 
 TIMESTAMP_MAX = 253_402_300_799_999
 """The last millisecond of the year 9999, the last year of Python's calendar."""
@@ -38,7 +43,7 @@ Side = Literal["sell", "buy"]
 class Event(
     msgspec.Struct, tag_field="type", rename="camel", forbid_unknown_fields=True, omit_defaults=True, frozen=True, gc=False
 ):
-    """The base of all events. `seq` rises strictly per symbol across fill, takeover, unwind, adlFill and adlEnd."""
+    """The base of all events. `seq` rises strictly per symbol across fill, takeover, unwind, settle, adlFill and adlEnd."""
 
 
 class Fill(Event, frozen=True, tag="fill"):
@@ -83,6 +88,16 @@ class Unwind(Event, frozen=True, tag="unwind"):
     ts: Timestamp
     trade_id: Identifier = ""
     order_id: Identifier = ""
+    prev_seq: Previous = UNSET
+
+
+class Settle(Event, frozen=True, tag="settle"):
+    """Settles the contract at `price`: closes the fund's inventory, ends the open ADL orders, and closes the contract."""
+
+    symbol: Symbol
+    seq: Positive
+    price: Number
+    ts: Timestamp
     prev_seq: Previous = UNSET
 
 
@@ -160,10 +175,10 @@ class AdlAck(Event, frozen=True, tag="adlAck"):
 class AdlTimeout(Event, frozen=True, tag="adlTimeout"):
     """Ends a round of an ADL order that the matching engine did not answer within `round_seconds`.
 
-    The owner of the partition appends this event.
+    The owner of the partition appends this event. Its `symbol` is the ledger key.
     """
 
-    symbol: Symbol
+    symbol: LedgerKey
     adl: Positive
     round: Positive
     ts: Timestamp
@@ -217,6 +232,7 @@ class Reason(StrEnum):
     ADL_NOT_ASKED = "adl_not_asked"
     ADL_TOO_MANY_LOTS = "adl_too_many_lots"
     INVENTORY_SHORT = "inventory_short"
+    CONTRACT_CLOSED = "contract_closed"
     SUPERSEDED = "superseded"
     TS_OUT_OF_RANGE = "ts_out_of_range"
     CONFLICT = "conflict"
@@ -234,7 +250,7 @@ class Reason(StrEnum):
     TERMS_FIXED = "terms_fixed"
 
 
-UNDER_TERMS = Fill | Takeover | Unwind | Mark | Position | Snapshot | AdlFill | AdlEnd
+UNDER_TERMS = Fill | Takeover | Unwind | Settle | Mark | Position | Snapshot | AdlFill | AdlEnd
 """Events whose numbers depend on the contract's terms. They are rejected while the terms are in doubt."""
 
 DETAIL_LENGTH_MAX = 500
@@ -249,6 +265,11 @@ class Rejection(Exception):
         super().__init__(shown)
         self.reason = reason
         self.detail = shown[:DETAIL_LENGTH_MAX]
+
+
+def contract_closed(symbol: str) -> Rejection:
+    """Returns the rejection of an event whose contract is closed."""
+    return Rejection(Reason.CONTRACT_CLOSED, f"{symbol} is closed and takes no events: send only listings of it")
 
 
 def terms_in_doubt(symbol: str) -> Rejection:

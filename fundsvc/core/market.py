@@ -12,7 +12,7 @@ from fundsvc.core.adl.book import Book
 from fundsvc.core.adl.order import AdlOrder
 from fundsvc.core.adl.valuation import SideName
 from fundsvc.core.batch import BookState, Round, StoredBook
-from fundsvc.core.checks import check_mark, check_position, check_takeover, check_unwind, position_numbers
+from fundsvc.core.checks import check_mark, check_position, check_settle, check_takeover, check_unwind, position_numbers
 from fundsvc.core.contracts import Contract, TermsChanged, check_relisting
 from fundsvc.core.escalation import Escalation
 from fundsvc.core.events import (
@@ -24,17 +24,22 @@ from fundsvc.core.events import (
     Fill,
     Mark,
     Position,
+    Reason,
+    Rejection,
+    Settle,
     Snapshot,
     Takeover,
     Unwind,
+    contract_closed,
 )
-from fundsvc.core.fund.settlement import Fund
+from fundsvc.core.fund.settlement import Closing, Fund
 from fundsvc.core.policy import Policies
 from fundsvc.core.sequences import (
     Content,
     Numbered,
     content_of,
     content_of_entry,
+    content_of_settlement,
     content_of_takeover,
     content_of_unwind,
 )
@@ -43,17 +48,20 @@ from fundsvc.core.takeover import Cause, Exposure, check_held
 
 
 class Market:
-    """The fund, the book and the ADL orders of one contract.
+    """The fund, the book and the ADL orders of one contract. `symbol` is its ledger key.
 
+    `before` is the closed generation before it, None for the first, and `since` the last sequence of that.
     A method that takes an event applies it and adds to the draft what the ledger must record. It raises Rejection, having
     changed nothing, if the event cannot be applied.
     """
 
-    __slots__ = ("_adl", "_shared", "fund", "symbol")
+    __slots__ = ("_adl", "_shared", "before", "fund", "since", "symbol")
 
-    def __init__(self, fund: Fund, shared: Shared) -> None:
+    def __init__(self, fund: Fund, shared: Shared, before: "Market | None" = None) -> None:
         self.fund = fund
         self.symbol = fund.contract.symbol
+        self.before = before
+        self.since = before.last_seq if before else 0
         self._shared = shared
         self._adl = Escalation(fund, shared)
 
@@ -61,6 +69,11 @@ class Market:
     def contract(self) -> Contract:
         """The terms of the contract."""
         return self.fund.contract
+
+    @property
+    def last_seq(self) -> int:
+        """The last sequence of the fund, or of the settlement that closed the contract without entries."""
+        return max(self.fund.seq, self.fund.closing.seq if self.fund.closing else 0)
 
     @property
     def book(self) -> Book | None:
@@ -102,7 +115,7 @@ class Market:
         entry = self._adl.write_fill(fill)
         shared.sequences.note(fill, content_of_entry(entry))
         if fill.trade_id and shared.sequences.repeats_trade(fill):
-            shared.batch.repeated_trades[fill.symbol] += 1
+            shared.batch.repeated_trades[self.symbol] += 1
         if entry.uncovered:
             self._adl.escalate(entry)
         if fund.inventory is not None:
@@ -139,9 +152,56 @@ class Market:
         self._shared.sequences.note(event, content)
         self._adl.takeovers.relieve(Cause(event.seq, event.ts))
 
+    def settlement(self, event: Settle) -> None:
+        """Settles the contract, unless the event is a duplicate."""
+        if self.fund.closing is not None and self._is_settlement(event):
+            self._shared.batch.duplicates[self.symbol] += 1
+        elif self._is_new(event):
+            self.close_at(event)
+
+    def close_at(self, event: Settle) -> None:
+        """Ends the open orders, closes the inventory at the settlement price, and closes the contract."""
+        price, fund, written = check_settle(event, self.contract), self.fund, self.fund.entry
+        if fund.inventory is None:
+            self._adl.end_orders(Cause(event.seq, event.ts))
+        else:
+            self._adl.takeovers.settle(event, price)
+        self._shared.sequences.note(event, content_of_settlement(price, event.ts))
+        if fund.entry == written:
+            self.skip(event)  # The audit finds the sequence neither in an entry nor in an order.
+        self.end(Closing(event.ts, event.seq, price))
+
+    def end(self, closing: Closing) -> None:
+        """Closes the contract, whose positions end with it."""
+        self.fund.closing = self._shared.batch.closings[self.symbol] = closing
+        self._adl.note_change()
+        self._adl.forget_positions()
+        self.request_book()
+
+    def close_if_idle(self) -> None:
+        """Closes an open contract that its listing ends, unless lots or orders are left."""
+        is_idle = not self.orders and (self.fund.inventory is None or not self.fund.inventory.lots)
+        if self.fund.closing is None and is_idle:
+            self.end(Closing(self._shared.now_ms))
+
+    def check_open(self) -> None:
+        """Raises Rejection if the contract is closed."""
+        if self.fund.closing is not None:
+            raise contract_closed(self.symbol)
+
+    def _is_settlement(self, event: Numbered) -> bool:
+        """Whether an event is the settlement that closed the contract; raises Rejection for another one with its sequence."""
+        closing = self.fund.closing
+        if closing is None or not isinstance(event, Settle) or event.seq != closing.seq:
+            return False
+        if content_of(event, self.contract) == content_of_settlement(closing.price, closing.at):
+            return True
+        raise Rejection(Reason.CONFLICT, f"{self.symbol} was settled by another event with seq {event.seq}")
+
     def has_passed(self, event: Numbered) -> bool:
         """Whether the contract has settled this sequence or a higher one."""
-        return event.seq <= self.fund.seq
+        fund = self.fund
+        return event.seq <= fund.seq or (fund.closing is not None and event.seq <= fund.closing.seq)
 
     def is_unknown(self, event: Numbered) -> bool:
         """Whether the ledger must be queried before this event, whose sequence has passed, can be applied."""
@@ -149,7 +209,7 @@ class Market:
 
     def is_applied(self, event: Numbered) -> bool:
         """Whether an event whose sequence has passed is applied; raises Rejection if another event has its sequence."""
-        return self._shared.sequences.is_applied(event, self.contract)
+        return self._is_settlement(event) or self._shared.sequences.is_applied(event, self.contract)
 
     def skip(self, event: Numbered) -> None:
         """Records the sequence of an event that did not move the fund's sequence."""
@@ -160,12 +220,19 @@ class Market:
         """Whether an event's sequence is above the fund's. Raises Rejection for a late event and for a conflict."""
         shared, last = self._shared, self.fund.seq
         if event.seq > last:
+            if self.fund.closing is not None:
+                raise contract_closed(self.symbol)
             gap = shared.sequences.gap(event, last)
             if gap:
-                shared.batch.gaps.append(gap)
+                shared.batch.gaps.append(gap._replace(symbol=self.symbol))
             return True
         if not self._is_moot(event):
-            shared.sequences.check_passed(event, self.contract, last)
+            rejection = shared.sequences.rejection(event, self.contract, last)
+            if rejection and self.fund.closing is not None and rejection.reason is Reason.LATE:
+                rejection = contract_closed(self.symbol)
+            # An event rejected before is stored already, so it counts as a duplicate.
+            if rejection and shared.sequences.remember(event):
+                raise rejection
         shared.batch.duplicates[self.symbol] += 1
         return False
 
@@ -224,6 +291,7 @@ class Market:
         if self._is_known(book, mark.seq, book.mark_seq):
             self._shared.batch.duplicates[self.symbol] += 1
             return
+        self.check_open()
         book.mark, book.mark_ts, book.mark_seq = price, mark.ts, mark.seq or book.mark_seq
         is_latest = mark.ts >= book.mark_ts_max
         if is_latest:
@@ -245,6 +313,7 @@ class Market:
             book.mark_seen(position.account, position.position_side)
             self._shared.batch.duplicates[self.symbol] += 1
             return
+        self.check_open()
         desk.changed = True
         if not book.open:
             self.request_book()  # Readers of the saved books learn at once that this book has positions.
@@ -258,6 +327,7 @@ class Market:
         if self._is_known(desk.book, None, 0):
             self._shared.batch.duplicates[self.symbol] += 1
             return
+        self.check_open()
         desk.changed = True
         if snapshot.phase == "begin":
             desk.book.begin_snapshot()
@@ -267,7 +337,11 @@ class Market:
 
     def apply_to_book(self, event: Event, side: SideName | None) -> None:
         """Applies to the book alone an event that was settled after the book was saved; see `Partition.apply_to_book`."""
+        if self.fund.closing is not None:
+            return  # The book of a closed contract is empty.
         match event:
+            case Settle():
+                self.end(Closing(event.ts, event.seq, check_settle(event, self.contract)))
             case Mark():
                 self.mark(event, is_settled=True)
             case Snapshot():

@@ -6,15 +6,27 @@ since the last commit as a `Batch`.
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeGuard
+from typing import Any
+
+import msgspec
 
 from fundsvc.core.adl.book import Book
 from fundsvc.core.adl.order import AdlOrder
 from fundsvc.core.adl.valuation import SideName
-from fundsvc.core.batch import Batch, Draft, RateState, Round, StoredBook
+from fundsvc.core.batch import Batch, Draft, RateState, Round, StoredBook, Uncarried
 from fundsvc.core.checks import check_rate
 from fundsvc.core.commitment import LedgerSecret
-from fundsvc.core.contracts import CONTRACTS_MAX, Contract, check_relisting, contract_of, partition_of
+from fundsvc.core.contracts import (
+    CONTRACTS_MAX,
+    ENDED,
+    OPEN,
+    Contract,
+    check_listing_of_closed,
+    check_relisting,
+    contract_of,
+    partition_of,
+    successor_of,
+)
 from fundsvc.core.events import (
     UNDER_TERMS,
     AdlAck,
@@ -30,17 +42,20 @@ from fundsvc.core.events import (
     Rate,
     Reason,
     Rejection,
+    Settle,
     Snapshot,
     Takeover,
     Unwind,
     terms_in_doubt,
 )
 from fundsvc.core.fund.chain import Entry
-from fundsvc.core.fund.settlement import Fund
+from fundsvc.core.fund.settlement import Closing, Fund, FundState
+from fundsvc.core.generations import generation_of, public_symbol
 from fundsvc.core.market import Market
 from fundsvc.core.policy import Policies, Policy
 from fundsvc.core.sequences import Numbered, Sequences
 from fundsvc.core.shared import Shared
+from fundsvc.core.succession import carry, obstacle
 from fundsvc.core.takeover import Exposure
 from fundsvc.core.times import AHEAD_SECONDS_MAX, check_time, is_old, is_time
 
@@ -51,7 +66,7 @@ BOOKS_MAX = 1_000
 LISTING_BYTES = 3000
 """The approximate size of KuCoin's object of a contract."""
 
-RANKING = frozenset((Fill, Takeover, Unwind, AdlFill, AdlEnd, AdlTimeout, Snapshot))
+RANKING = frozenset((Fill, Takeover, Unwind, Settle, AdlFill, AdlEnd, AdlTimeout, Snapshot))
 """Events that may rank the positions of their contract, or read all positions of a round or of the book."""
 
 RUN_MIN = 16
@@ -79,10 +94,10 @@ class Partition:
         contracts_max: int = CONTRACTS_MAX,
         rates: Iterable[RateState] = (),
     ) -> None:
-        funds = [*funds]
+        funds = sorted(funds, key=_generation_number)
         self.number = number
         self.batch = Draft()
-        self.sequences = Sequences({fund.contract.symbol: fund.seq for fund in funds})
+        self.sequences = Sequences({public_symbol(fund.contract.symbol): fund.seq for fund in funds})
         self._partitions = partitions
         self._currency_decimals = dict(currency_decimals)
         self._default_decimals = default_decimals
@@ -93,13 +108,15 @@ class Partition:
         self._ahead_ms = int(ts_ahead_seconds_max * 1000)
         self._contracts_max = contracts_max
         self._shared = Shared(self.batch, self.sequences, recorded, rates={rate.currency: rate for rate in rates})
-        self._markets: dict[str, Market] = {}
+        self._markets: dict[str, Market] = {}  # by ledger key
+        self._current: dict[str, Market] = {}  # by symbol, the newest generation
         for fund in funds:
             self._open(fund)
         self._handlers: dict[type, Callable[[Any], None]] = {
             Rate: self._rate,
             PolicyChange: self._change_policy,
             Listing: self._list,
+            Settle: self._settle,
             Rejection: self._reject,
         }
 
@@ -108,29 +125,27 @@ class Partition:
         if len(events) < RUN_MIN or type(events[0]) is not Position:
             return
         symbol = events[0].symbol
-        if symbol in self._markets:
+        if symbol in self._current:
             run = (event.account for event in events if type(event) is Position and event.symbol == symbol)
-            self._markets[symbol].prefetch(run)
+            self._current[symbol].prefetch(run)
 
     def are_long(self, events: Sequence[Event | Rejection]) -> bool:
         """Whether applying some of these events may rank a large book, read all of it, or copy it to larger memory."""
         ranked = {event.symbol for event in events if type(event) in RANKING}  # type: ignore[union-attr]
         marked = {event.symbol for event in events if type(event) is Mark}
         extended = {event.symbol for event in events if type(event) is Position}
-        ranked |= {symbol for symbol in marked if symbol in self._markets and self._markets[symbol].has_inventory}
-        return any(map(self._is_large, ranked)) or any(self._may_copy(symbol, len(events)) for symbol in extended)
+        ranked |= {symbol for symbol in marked if symbol in self._current and self._current[symbol].has_inventory}
+        is_large = any(symbol in self._current and self._current[symbol].is_large for symbol in ranked)
+        return is_large or any(self._may_copy(symbol, len(events)) for symbol in extended)
 
     def keeping_is_long(self) -> bool:
         """Whether one of the books that the next batches save is large."""
-        return any(map(self._is_large, list(self._shared.books_due)))  # Copied: a thread may apply events meanwhile.
-
-    def _is_large(self, symbol: str) -> bool:
-        market = self._markets.get(symbol)
-        return market is not None and market.is_large
+        # Copied: a thread may apply events meanwhile.
+        return any(self._markets[key].is_large for key in list(self._shared.books_due))
 
     def _may_copy(self, symbol: str, accounts: int) -> bool:
-        book = self.book(symbol)
-        return book is not None and book.may_copy(accounts)
+        market = self._current.get(symbol)
+        return market is not None and market.book is not None and market.book.may_copy(accounts)
 
     def apply(self, event: Event | Rejection, stream_ms: int = 0) -> None:
         """Applies one event; raises Rejection, having changed no contract, if it cannot be settled or decoded.
@@ -154,8 +169,9 @@ class Partition:
         """Remembers a rejected event, so that a repetition is a duplicate and its sequence no gap."""
         if isinstance(event, Numbered):
             self.sequences.remember(event)
-            if event.symbol in self._markets:
-                self._markets[event.symbol].skip(event)
+            market = self._market_of(event)
+            if market is not None:
+                market.skip(event)
 
     def apply_late(self, event: Event | Rejection, stream_ms: int = 0) -> Entry | None:
         """Applies an event that was rejected before and whose sequence the contract has passed since.
@@ -163,22 +179,18 @@ class Partition:
         Returns the first entry it wrote, if any. The caller ensures that the event has not been applied.
         """
         written = len(self.batch.entries)
-        self._admit(event, stream_ms)
-        match event:
-            case Fill():
-                self._market(event.symbol).settle(event)
-            case Takeover():
-                self._market(event.symbol).take_over(event)
-            case Unwind():
-                self._market(event.symbol).close_held(event)
-            case AdlFill():
-                self._market(event.symbol).execute(event)
-            case AdlEnd():
-                self._market(event.symbol).end_round(event)
-            case Listing():
-                self._list(event, late=True)
-            case _:
-                self.apply(event)
+        market = self._admit(event, stream_ms)
+        if isinstance(event, Listing):
+            self._list(event, late=True)
+        elif not isinstance(event, Numbered):
+            self.apply(event)
+        elif market is None:
+            raise self._not_here(event.symbol)
+        else:
+            market.check_open()
+            _LATE_HANDLERS[type(event)](market, event)
+            if isinstance(event, Settle):
+                self._carry(market, event.ts)
         return self.batch.entries[written] if len(self.batch.entries) > written else None
 
     def take(self, *, with_books: bool = True) -> Batch:
@@ -204,6 +216,8 @@ class Partition:
         if kept.mark is None and kept.book is None:
             return
         book = self._markets[kept.symbol].restore_mark(kept)
+        if self._markets[kept.symbol].fund.closing is not None:
+            return  # Positions end with their contract.
         for part in kept.book or ():
             yield from book.restore(part)
 
@@ -217,16 +231,27 @@ class Partition:
 
     def admit(self, fund: Fund) -> None:
         """Adds a newly listed contract; used by read-only followers."""
-        self._markets[fund.contract.symbol] = Market(fund, self._shared)
+        self._add(fund)
 
-    def market(self, symbol: str) -> Market | None:
-        """A contract of the partition; None if it is not listed here."""
-        return self._markets.get(symbol)
+    def end(self, key: str, closing: Closing) -> None:
+        """Closes a contract that is closed in the ledger; used by read-only followers."""
+        market = self._markets[key]
+        if market.fund.closing is None:
+            market.end(closing)
 
-    def contract(self, symbol: str) -> Contract | None:
+    def market(self, key: str) -> Market | None:
+        """A contract of the partition by ledger key; None if it is not listed here."""
+        return self._markets.get(key)
+
+    def contract(self, key: str) -> Contract | None:
         """The terms of a contract; None if it is not listed here."""
-        market = self._markets.get(symbol)
+        market = self._markets.get(key)
         return market.contract if market else None
+
+    def key_of(self, symbol: str) -> str | None:
+        """The ledger key of the current generation of a symbol; None if it is not listed here."""
+        market = self._current.get(symbol)
+        return market.symbol if market else None
 
     def funds(self) -> list[Fund]:
         """The funds of all contracts."""
@@ -240,22 +265,22 @@ class Partition:
         """The exposures at a time (ms) of all contracts that have had a takeover, by symbol; None without an inventory."""
         return ((symbol, market.exposure(ts)) for symbol, market in self._markets.items() if market.has_inventory)
 
-    def book(self, symbol: str) -> Book | None:
+    def book(self, key: str) -> Book | None:
         """A contract's book; None before its first mark or position."""
-        market = self._markets.get(symbol)
+        market = self._markets.get(key)
         return market.book if market else None
 
-    def price_decimals(self, symbol: str) -> int:
+    def price_decimals(self, key: str) -> int:
         """The scale of a contract's prices."""
-        return self._markets[symbol].contract.price_decimals
+        return self._markets[key].contract.price_decimals
 
     def reopen(self, order: AdlOrder) -> Round:
         """Continues an order that was open when the partition was last owned; returns its current round."""
         return self._markets[order.symbol].reopen(order)
 
-    def open_order(self, symbol: str, adl: int) -> AdlOrder | None:
+    def open_order(self, key: str, adl: int) -> AdlOrder | None:
         """An ADL order, if it is open."""
-        market = self._markets.get(symbol)
+        market = self._markets.get(key)
         return market.orders.get(adl) if market else None
 
     def apply_to_book(self, event: Event, side: SideName | None = None, stream_ms: int = 0) -> None:
@@ -265,16 +290,21 @@ class Partition:
         `stream_ms` is the time in the id of the event's message.
         """
         self._shared.now_ms = stream_ms
-        if isinstance(event, Mark | Snapshot | Position | AdlFill):
-            self._market(event.symbol).apply_to_book(event, side)
+        if isinstance(event, Mark | Snapshot | Position | AdlFill | Settle):
+            market = self._current.get(event.symbol)
+            if market is None:
+                raise self._not_here(event.symbol)
+            market.apply_to_book(event, side)
         self.batch.duplicates.clear()  # They were counted when the event was settled.
 
     def lacking(self, events: Iterable[Event | Rejection]) -> dict[str, set[int]]:
-        """The sequences that must be looked up in the ledger before these events are applied, by contract."""
+        """The sequences that must be looked up in the ledger before these events are applied, by ledger key."""
         found: dict[str, set[int]] = defaultdict(set)
         for event in events:
-            if self._has_passed(event) and self._markets[event.symbol].is_unknown(event):
-                found[event.symbol].add(event.seq)
+            if isinstance(event, Numbered):
+                market = self._market_of(event)
+                if market is not None and market.has_passed(event) and market.is_unknown(event):
+                    found[market.symbol].add(event.seq)
         return found
 
     def is_applied(self, event: Event | Rejection) -> bool:
@@ -282,21 +312,32 @@ class Partition:
 
         Raises Rejection if another event has its sequence.
         """
-        return self._has_passed(event) and self._markets[event.symbol].is_applied(event)
-
-    def _has_passed(self, event: Event | Rejection) -> TypeGuard[Numbered]:
-        """Whether a contract of the partition has settled the event's sequence or a higher one."""
         if not isinstance(event, Numbered):
             return False
-        market = self._markets.get(event.symbol)
-        return market is not None and market.has_passed(event)
+        market = self._market_of(event)
+        return market is not None and market.has_passed(event) and market.is_applied(event)
+
+    def _market_of(self, event: Event | Rejection) -> Market | None:
+        """The contract of an event, if it is listed here: the generation to which the event belongs."""
+        market = self._current.get(getattr(event, "symbol", ""))
+        return market if market is not None and market.before is None else self._generation_of(event, market)
+
+    def _generation_of(self, event: Event | Rejection, market: Market | None) -> Market | None:
+        """The generation to which an event belongs: that of its sequence, or the current one."""
+        if isinstance(event, AdlTimeout):
+            return self._markets.get(event.symbol)
+        while isinstance(event, Numbered) and market is not None and event.seq <= market.since:
+            market = market.before
+        return market
 
     def _admit(self, event: Event | Rejection, stream_ms: int) -> Market | None:
         """The contract of an event, if it is listed here.
 
         Raises Rejection if the event's time is out of range, or its contract's terms are in doubt.
         """
-        market = self._markets.get(getattr(event, "symbol", ""))
+        market = self._current.get(getattr(event, "symbol", ""))
+        if market is None or market.before is not None:
+            market = self._generation_of(event, market)
         self._shared.now_ms = stream_ms
         if is_time(stream_ms):
             latest_ms = self.batch.latest_ms = stream_ms + self._ahead_ms
@@ -330,26 +371,89 @@ class Partition:
         if known is None or state.ts >= known.ts:
             self._shared.rates[rate.currency] = self.batch.rates[rate.currency] = state
 
+    def _settle(self, settle: Settle) -> None:
+        """Settles a contract; the settlement that closes it may move its balance to its successor."""
+        market = self._market_of(settle)
+        if market is None:
+            raise self._not_here(settle.symbol)
+        was_open = market.fund.closing is None
+        market.settlement(settle)
+        if was_open:
+            self._carry(market, settle.ts)
+
+    def _carry(self, market: Market, ts: int) -> None:
+        """Moves the balance of a closed contract to its successor at a time (ms), by the policy and if nothing prevents it."""
+        fund, batch = market.fund, self.batch
+        if fund.closing is None or fund.policy.on_close != "successor" or not fund.successor or not fund.balance:
+            return
+        successor = self._current.get(fund.successor)
+        reason = obstacle(fund, successor.fund) if successor else self._not_here(fund.successor).detail
+        if successor and not reason:
+            carry(fund, successor.fund, batch, ts)
+        else:
+            batch.uncarried.append(Uncarried(market.symbol, fund.successor, reason))
+
     def _list(self, listing: Listing, *, late: bool = False) -> None:
         """Lists or updates a contract. A late listing does not show the contract's current terms, so it cannot resume it."""
         contract = contract_of(listing.contract, self._currency_decimals, self._default_decimals)
-        market = self._markets.get(contract.symbol)
+        market, status = self._listed(contract.symbol), listing.contract.get("status")
         if market is None:
             self._check_listable(contract.symbol)
-        if market is None or (not market.has_ledger and market.contract != contract):
+        else:
+            contract = msgspec.structs.replace(contract, symbol=market.symbol)
+        if market is not None and market.fund.closing is not None:
+            market = self._list_closed(market, contract, opens=status == OPEN and not late)
+        elif market is None or (not market.has_ledger and market.contract != contract):
             market = self._list_anew(contract, market)
         elif late:
             check_relisting(market.contract, contract)
         else:
             market.relist(contract)
-        self.batch.changed[contract.symbol] = market.fund
-        self.batch.listings[contract.symbol] = market.contract, listing.contract
+        market.fund.successor = successor_of(listing.contract)
+        self.batch.changed[market.symbol] = market.fund
+        self.batch.listings[market.symbol] = market.contract, listing.contract
         self.batch.note_bytes(LISTING_BYTES)
         market.request_book()
+        if late:
+            return
+        if status in ENDED:
+            market.close_if_idle()
+        for ended in filter(None, (market.before, market)):
+            self._carry(ended, self._shared.now_ms)
+
+    def _listed(self, symbol: str) -> Market | None:
+        """The generation to which a listing belongs. One from before the end of an earlier generation is read again."""
+        market = self._current.get(symbol)
+        while market is not None and market.before is not None and self._is_before(market.before.fund.closing):
+            market = market.before
+        return market
+
+    def _is_before(self, closing: Closing | None) -> bool:
+        """Whether the current event came before the end of a contract."""
+        now_ms = self._shared.now_ms
+        return closing is not None and is_time(now_ms) and now_ms < closing.at
+
+    def _list_closed(self, market: Market, contract: Contract, *, opens: bool) -> Market:
+        """Updates a closed contract, or opens the next generation of its symbol.
+
+        A listing from before the end is read again, so it opens nothing.
+        """
+        if not opens or self._is_before(market.fund.closing):
+            check_listing_of_closed(market.contract, contract)
+            return market
+        symbol = generation_of(market.symbol).next.key
+        self._check_room(symbol)
+        state = FundState(symbol, seq=market.last_seq)
+        opened = self._open(Fund(msgspec.structs.replace(contract, symbol=symbol), state, self._policy_of(symbol)))
+        # Else a restart within the message would apply positions of the closed generation to the book of the new one.
+        opened.clear_book()
+        self.batch.uncut = True
+        return opened
 
     def _list_anew(self, contract: Contract, before: Market | None) -> Market:
         """Adds a contract, in place of one without entries and orders that had other terms."""
-        market = self._open(Fund(contract, policy=self._policy_of(contract.symbol)))
+        state = FundState(contract.symbol, seq=before.since) if before else None
+        market = self._open(Fund(contract, state, self._policy_of(contract.symbol)))
         # The prices of the old positions may have other units, so an empty book replaces the saved one. A restart within the
         # message would apply old positions in new units to the book saved in old units.
         if before and before.book:
@@ -360,25 +464,29 @@ class Partition:
     def _open(self, fund: Fund) -> Market:
         """Adds a contract under the current policies."""
         fund.policy_version, fund.secret = self.policy_version, self._secret
-        market = self._markets[fund.contract.symbol] = Market(fund, self._shared)
+        return self._add(fund)
+
+    def _add(self, fund: Fund) -> Market:
+        """Adds a contract as the current generation of its symbol."""
+        generation = generation_of(fund.contract.symbol)
+        market = Market(fund, self._shared, self._markets.get(generation.previous.key))
+        self._markets[generation.key] = self._current[generation.symbol] = market
         return market
 
     def _check_listable(self, symbol: str) -> None:
         """Raises Rejection if a new contract belongs to another partition, or the partition has no room for it."""
         if not self._is_home_of(symbol):
             raise self._not_here(symbol)
+        self._check_room(symbol)
+
+    def _check_room(self, symbol: str) -> None:
+        """Raises Rejection if the partition has no room for another contract."""
         if len(self._markets) >= self._contracts_max:
             raise Rejection(
                 Reason.TOO_MANY_CONTRACTS,
                 f"partition {self.number} has {len(self._markets)} contracts: raise stream.contracts_max"
                 f" ({self._contracts_max}) to list {symbol}",
             )
-
-    def _market(self, symbol: str) -> Market:
-        market = self._markets.get(symbol)
-        if market is None:
-            raise self._not_here(symbol)
-        return market
 
     def _is_home_of(self, symbol: str) -> bool:
         return partition_of(symbol, self._partitions) == self.number
@@ -404,3 +512,17 @@ _MARKET_HANDLERS: dict[type, Callable[[Market, Any], None]] = {
     Snapshot: Market.snapshot,
 }
 """Maps the events of one contract to the methods that apply them."""
+
+_LATE_HANDLERS: dict[type, Callable[[Market, Any], object]] = {
+    Fill: Market.settle,
+    Takeover: Market.take_over,
+    Unwind: Market.close_held,
+    Settle: Market.close_at,
+    AdlFill: Market.execute,
+    AdlEnd: Market.end_round,
+}
+"""Maps the numbered events of one contract to the methods that apply them late."""
+
+
+def _generation_number(fund: Fund) -> int:
+    return generation_of(fund.contract.symbol).number

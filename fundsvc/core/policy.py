@@ -5,6 +5,8 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from fundsvc.core.generations import public_symbol
+
 MINUTE_MS = 60_000
 """Peaks are stored by the minute, which bounds the state of a guard: at most one number for each minute of its window."""
 
@@ -60,6 +62,7 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     stale_books: Literal["ask", "skip"] = "ask"
     drawdown_guard: DrawdownGuard | None = None
     takeover: TakeoverPolicy = TakeoverPolicy()
+    on_close: Literal["keep", "successor"] = "keep"
 
 
 class Policies(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -71,7 +74,7 @@ class Policies(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def of(self, symbol: str) -> Policy:
         """Returns the policy of a contract."""
-        return self.contracts.get(symbol, self.default)
+        return self.contracts.get(public_symbol(symbol), self.default)
 
     def same_rules(self, other: "Policies") -> bool:
         """Whether both have the same rules; versions are not compared."""

@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 import msgspec
 
 from fundsvc.core.contracts import Contract
-from fundsvc.core.events import AdlEnd, AdlFill, Event, Fill, Reason, Rejection, Takeover, Unwind
+from fundsvc.core.events import AdlEnd, AdlFill, Event, Fill, Reason, Rejection, Settle, Takeover, Unwind
 from fundsvc.core.fund.chain import Entry
+from fundsvc.core.generations import public_symbol
 from fundsvc.core.numbers import parse_price
 
 RECENT_MAX = 10_000
@@ -24,7 +25,7 @@ RECENT_MAX = 10_000
 FACTS_MAX = 50_000
 """The number of ledger facts in memory at the beginning of a message."""
 
-Numbered = Fill | Takeover | Unwind | AdlFill | AdlEnd
+Numbered = Fill | Takeover | Unwind | Settle | AdlFill | AdlEnd
 Key = tuple[str, int]
 """A contract and an engine sequence."""
 
@@ -59,7 +60,7 @@ class Gap(NamedTuple):
 
 
 class Facts(NamedTuple):
-    """The ledger's facts of some sequences: the contents applied under them, and the digests of the events rejected."""
+    """The ledger's facts of some sequences: the contents applied under them, by ledger key, and digests of rejected events."""
 
     applied: Mapping[Key, Found]
     rejected: Iterable[bytes]
@@ -68,8 +69,8 @@ class Facts(NamedTuple):
 class Sequences:
     """The sequences of a partition's contracts.
 
-    `floors` are the last sequences at the time of loading, by symbol. Every event applied with a sequence above its contract's
-    floor is in memory.
+    They belong to a symbol in all its generations. `floors` are the last sequences at the time of loading. Every event applied
+    with a sequence above its symbol's floor is in memory.
     """
 
     def __init__(self, floors: Mapping[str, int]) -> None:
@@ -109,8 +110,9 @@ class Sequences:
         return key not in self._facts and self._recent.get(key) != content_of(event, contract)
 
     def learn(self, facts: Facts) -> None:
-        """Adds facts of the ledger."""
-        for key, content in facts.applied.items():
+        """Adds facts of the ledger, which are by ledger key. A sequence belongs to one generation of its symbol."""
+        for (symbol, seq), content in facts.applied.items():
+            key = public_symbol(symbol), seq
             # An event that is not committed yet is only in memory, and may be dropped before this fact is used.
             self._facts[key] = self._recent.get(key, content)
         self._rejected.update(facts.rejected)
@@ -137,15 +139,6 @@ class Sequences:
         if found is Applied.UNVERIFIED or found == content_of(event, contract):
             return True
         raise Rejection(Reason.CONFLICT, f"{event.symbol} has settled another event with seq {event.seq}")
-
-    def check_passed(self, event: Numbered, contract: Contract, last: int) -> None:
-        """Raises Rejection for an event whose sequence has passed, unless it is applied or was rejected before.
-
-        An event rejected before is stored already, so it counts as a duplicate.
-        """
-        rejection = self.rejection(event, contract, last)
-        if rejection and self.remember(event):
-            raise rejection
 
     def rejection(self, event: Numbered, contract: Contract, last: int) -> Rejection | None:
         """Returns the rejection of an event whose sequence has passed, a conflict or late; None if it is applied."""
@@ -213,6 +206,8 @@ def _content_of(event: Numbered, contract: Contract) -> Content:
         case Unwind():
             price = parse_price(event.price, contract.price_decimals)
             return content_of_unwind(event.side, event.lots, price, event.trade_id, event.order_id, event.ts)
+        case Settle():
+            return content_of_settlement(parse_price(event.price, contract.price_decimals), event.ts)
         case AdlFill():
             return content_of_execution(event.adl, event.account, event.lots, event.ts)
         case AdlEnd():
@@ -242,6 +237,11 @@ def content_of_takeover(
 def content_of_unwind(side: str, lots: int, price: int, trade_id: str, order_id: str, ts: int) -> Content:
     """Hashes an unwind without its sequence; `lots` are all lots of the event."""
     return hash(("unwind", side, lots, price, trade_id, order_id, ts))
+
+
+def content_of_settlement(price: int, ts: int) -> Content:
+    """Hashes a settlement without its sequence."""
+    return hash(("settle", price, ts))
 
 
 def content_of_execution(adl: int, account: str, lots: int, ts: int) -> Content:

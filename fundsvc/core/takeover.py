@@ -3,6 +3,7 @@
     takeover    the accepted lots become a tranche; a takeover order requests positions for the rest, and what it cannot
                 deleverage becomes a forced tranche
     unwind      closes lots in the market, oldest tranche first; each piece is settled like a fill
+    settlement  closes all lots of both sides at the settlement price, those of open takeover orders included
     relief      at the end of an applied mark or numbered event: if balance + worth of the lots that no order is promised is
                 below the lower line, inventory orders request positions for the worst tranches until it reaches the upper line
 
@@ -15,7 +16,7 @@ from typing import NamedTuple, Protocol
 from fundsvc.core.adl.desk import AdlDesk
 from fundsvc.core.adl.order import AdlOrder, Origin, RoundRequest, opposite, order_of_lots
 from fundsvc.core.batch import Draft, RateState
-from fundsvc.core.events import AdlFill, Fill, Reason, Rejection, Takeover, Unwind
+from fundsvc.core.events import SETTLEMENT, AdlFill, Fill, Reason, Rejection, Settle, Takeover, Unwind
 from fundsvc.core.fund.acceptance import accept
 from fundsvc.core.fund.inventory import Holding, Inventory, Piece, Tranche
 from fundsvc.core.fund.settlement import Fund
@@ -58,6 +59,16 @@ class Orders(Protocol):
     def batch(self) -> Draft:
         """The draft of the next commit."""
 
+    @property
+    def orders(self) -> dict[int, AdlOrder]:
+        """The open ADL orders by number."""
+
+    def end_orders(self, cause: Cause) -> None:
+        """Ends the open orders, except those for a tranche."""
+
+    def settle_last(self, fill: Fill, closes: int, prices: tuple[int, int]) -> None:
+        """Settles a fill at these prices that closes lots of a tranche at the settlement."""
+
     def begin_order(self, order: AdlOrder, cause: Cause) -> None:
         """Begins the first round of a new order."""
 
@@ -86,7 +97,7 @@ class Takeovers:
         rate = rates.get(fund.contract.settle_currency)
         lots = accept(fund, takeover, price, self.inventory.mark, rate.price if rate else None).lots
         holding.taken += takeover.lots
-        escalation.batch.note_outcome(takeover.symbol, "accepted" if lots == takeover.lots else "accepted_in_part", lots)
+        escalation.batch.note_outcome(fund.contract.symbol, "accepted" if lots == takeover.lots else "accepted_in_part", lots)
         if lots:
             escalation.batch.record(fund, fund.take_over(takeover, lots, price))
         if lots < takeover.lots:
@@ -107,21 +118,39 @@ class Takeovers:
             if piece.promised:
                 self._leave_orders(holding, piece, Cause(unwind.seq, unwind.ts))
         holding.unwound += unwind.lots
-        self._escalation.batch.note_outcome(unwind.symbol, "unwound", unwind.lots)
+        self._escalation.batch.note_outcome(fund.contract.symbol, "unwound", unwind.lots)
         for piece in pieces:
-            # The prices are known as integers, so the fill has no text of the tranche's price.
-            fill = Fill(
-                unwind.symbol,
-                unwind.seq,
-                unwind.side,
-                piece.lots,
-                unwind.price,
-                "",
-                unwind.ts,
-                unwind.trade_id,
-                unwind.order_id,
-            )
-            self._escalation.settle_piece(fill, piece.tranche.entry, (price, piece.tranche.price))
+            self._escalation.settle_piece(_fill(unwind, piece), piece.tranche.entry, (price, piece.tranche.price))
+
+    def settle(self, settle: Settle, price: int) -> None:
+        """Ends the open orders, and closes all lots of both sides at a price, oldest tranche first."""
+        self._check_settles(price)
+        cause = Cause(settle.seq, settle.ts)
+        self._escalation.end_orders(cause)
+        sides = [holding for holding in self.inventory.sides() if holding.lots]
+        pieces = [(holding, piece) for holding in sides for piece in holding.pieces(holding.lots)]
+        for holding, piece in sorted(pieces, key=lambda one: one[1].tranche.entry):
+            if piece.promised:
+                self._leave_orders(holding, piece, cause)
+            holding.unwound += piece.lots
+            self._escalation.batch.note_outcome(self._escalation.fund.contract.symbol, "unwound", piece.lots)
+            unwind = Unwind(settle.symbol, settle.seq, holding.side, piece.lots, settle.price, settle.ts, order_id=SETTLEMENT)
+            self._escalation.settle_last(_fill(unwind, piece), piece.tranche.entry, (price, piece.tranche.price))
+
+    def _check_settles(self, price: int) -> None:
+        """Raises Rejection if the amounts of a settlement might not fit the fund."""
+        fund, inventory = self._escalation.fund, self.inventory
+        worths = [
+            fund.worth(holding.side, tranche.lots, price, tranche.price)
+            for holding in inventory.sides()
+            for tranche in holding.tranches.values()
+        ]
+        worths += [
+            fund.worth(inventory.against(order.reduce).side, order.needed, price, order.price)
+            for order in self._escalation.orders.values()
+            if order.origin == "takeover"
+        ]
+        fund.check_fits(sum(worth for worth in worths if worth > 0), -sum(worth for worth in worths if worth < 0))
 
     def _leave_orders(self, holding: Holding, piece: Piece, cause: Cause) -> None:
         """Removes promised lots that the market took from their orders, the newest first."""
@@ -280,6 +309,12 @@ def check_held(inventory: Inventory | None, unwind: Unwind) -> None:
             Reason.INVENTORY_SHORT,
             f"the fund of {unwind.symbol} holds {held} lots that a {unwind.side} closes, not {unwind.lots}",
         )
+
+
+def _fill(unwind: Unwind, piece: Piece) -> Fill:
+    """Returns the fill that closes a piece. Its prices are known as integers, so it has no text of the tranche's price."""
+    ids = unwind.trade_id, unwind.order_id
+    return Fill(unwind.symbol, unwind.seq, unwind.side, piece.lots, unwind.price, "", unwind.ts, *ids)
 
 
 def _worst(sides: list[Holding]) -> tuple[Holding, Tranche] | None:

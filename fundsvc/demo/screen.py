@@ -51,6 +51,8 @@ KIND_STYLES = {
     "cover": "red",
     "takeover": "yellow",
     "deleverage": "magenta",
+    "carry_out": "blue",
+    "carry_in": "blue",
 }
 EVENT_STYLES = {
     Notable.PAID: "yellow",

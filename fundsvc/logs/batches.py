@@ -133,7 +133,7 @@ class Rejections(_Notices[Reason, Rejected]):
 
 
 class Anomalies:
-    """Logs settled events with an anomaly: old times, sequence gaps, repeated trade ids, suspensions."""
+    """Logs settled events with an anomaly: old times, sequence gaps, repeated trade ids, suspensions; and ends of contracts."""
 
     def __init__(self, log: FilteringBoundLogger) -> None:
         self._log = log
@@ -160,6 +160,12 @@ class Anomalies:
         for symbol, suspended in batch.suspensions.items():
             log_at = self._log.error if suspended else self._log.info
             log_at("contract suspended" if suspended else "contract resumed", symbol=symbol, stream_id=offset.last_id)
+        for symbol, closing in batch.closings.items():
+            self._log.info("contract closed", symbol=symbol, seq=closing.seq, stream_id=offset.last_id)
+        for symbol, successor, reason in batch.uncarried:
+            self._log.warning(
+                "balance not carried", symbol=symbol, successor=successor, detail=reason, stream_id=offset.last_id
+            )
 
 
 def _course(order: OrderState) -> Course:

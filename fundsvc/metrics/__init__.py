@@ -270,6 +270,8 @@ class Metrics:
             self._funds[symbol].repeated_trades += number
         for gap in batch.gaps:
             self._funds[gap.symbol].gaps += 1
+        for uncarried in batch.uncarried:
+            self._funds[uncarried.symbol].uncarried += 1
 
     def positions(self, books: Iterable[tuple[Contract, Book]]) -> None:
         """Shows the number of open positions of books."""

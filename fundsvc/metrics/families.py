@@ -136,6 +136,11 @@ FUND_FAMILIES: tuple[Family[FundView], ...] = (
         "Fills settled with a trade id that a recent fill of their contract had.",
         lambda view: view.fund.repeated_trades,
     ),
+    _counter(
+        "fundsvc_balances_not_carried_total",
+        "Balances of closed contracts that could not move to the successor.",
+        lambda view: view.fund.uncarried,
+    ),
     *_each(
         _counter,
         "fundsvc_adl_orders_total",

@@ -33,7 +33,7 @@ class FundMetrics:
         self.outcomes: Counter[str] = Counter()
         self.outcome_lots: Counter[str] = Counter()
         self.orders: Counter[str] = Counter()
-        self.old = self.gaps = self.repeated_trades = 0
+        self.old = self.gaps = self.repeated_trades = self.uncarried = 0
         self.duplicates = self.rounds = self.lots_needed = self.lots_taken = 0
         self.credited = self.paid = self.uncovered = self.recovered = self.refunded = self.repaid = 0
         self.target: Target | None = None

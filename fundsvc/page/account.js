@@ -39,7 +39,7 @@ const DELEVERAGED_COLUMNS = {
   Lights: (row) => lights(row.lights),
   Rank: (row) => rank(row),
   Cause: (row) =>
-    row.cause ? element("a", { href: entryAddress(row.symbol, row.cause) }, `entry ${row.cause}`) : "a takeover",
+    row.cause ? element("a", { href: entryAddress(`${row.symbol}@${row.generation}`, row.cause) }, `entry ${row.cause}`) : "a takeover",
   Order: (row) => element("span", {}, `ADL ${row.adl}, round ${row.round}`),
   ...INPUTS,
 };

@@ -1,5 +1,6 @@
 /** The view of one contract: its fund, balance chart, entries, ADL orders and ADL queue. */
 
+import { contractAddress } from "./addresses.js";
 import { showChart } from "./chart.js";
 import { element, visible } from "./dom.js";
 import { showEntries } from "./entries.js";
@@ -26,7 +27,16 @@ const FACTS = {
   "Last change": (fund) => moment(fund.updatedAt),
   "Last entry": (fund) => number(fund.entry),
   "Chain head": (fund) => hash(fund.head),
+  Status: (fund) => element("span", {}, fund.status ?? "–"),
+  Generation: (fund) => generations(fund),
 };
+
+/** Links to the earlier generations of a symbol; the number of the shown one alone. */
+function generations({ symbol, generation }) {
+  const earlier = Array.from({ length: generation - 1 }, (_, place) => place + 1);
+  const links = earlier.map((number) => element("a", { href: contractAddress(`${symbol}@${number}`) }, `${number}`));
+  return element("span", {}, `${generation}`, ...links.flatMap((link, place) => [place ? " " : ", earlier: ", link]));
+}
 
 /** Shows a contract in `root`. Returns a function that closes it. */
 export function showContract(root, { market, feed }, symbol) {
@@ -39,14 +49,15 @@ export function showContract(root, { market, feed }, symbol) {
   let shown = null;
   let panels = null;
   const unlisten = market.listen(() => {
-    const fund = market.funds?.get(symbol);
+    const fund = market.find(symbol);
     if (market.funds && !fund) worth.textContent = `No contract ${visible(symbol)} is listed.`;
     if (!fund || fund === shown) return;
+    if (shown && shown.generation !== fund.generation) panels = panels.remove();
     shown = fund;
-    state.replaceChildren(fundState(fund.state));
+    state.replaceChildren(fundState(fund.condition));
     worth.replaceChildren(...worths(fund));
     drawFacts(facts, fund);
-    panels ??= showPanels(root, feed, fund);
+    panels ??= showPanels(root, feed, symbol, fund.settleCurrency);
     panels.show(fund);
   });
   return () => {
@@ -55,8 +66,8 @@ export function showContract(root, { market, feed }, symbol) {
   };
 }
 
-/** Shows the panels of a listed contract below its facts. Returns `show` for a changed fund, and `end`. */
-function showPanels(root, feed, { symbol, settleCurrency }) {
+/** Shows the panels of a listed contract below its facts. Returns `show` for a changed fund, `end`, and `remove`. */
+function showPanels(root, feed, symbol, settleCurrency) {
   const panels = Object.fromEntries(
     ["chart", "inventory", "entries", "queue", "orders"].map((name) => [name, element("section", { class: `panel ${name}` })]),
   );
@@ -72,7 +83,13 @@ function showPanels(root, feed, { symbol, settleCurrency }) {
     showOrders(panels.orders, feed, symbol),
     showQueue(panels.queue, symbol),
   ];
-  return { show: inventory.show, end: () => ends.forEach((end) => end()) };
+  const end = () => ends.forEach((each) => each());
+  const remove = () => {
+    end();
+    Object.values(panels).forEach((panel) => panel.remove());
+    return null;
+  };
+  return { show: inventory.show, end, remove };
 }
 
 function worths(fund) {

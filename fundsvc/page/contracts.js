@@ -93,28 +93,29 @@ class ContractsView {
       return;
     }
     this.#drawTotals(summary);
-    const shown = this.#filtered([...funds.values()]);
+    const all = [...funds.values()].filter((fund) => (chosen.state === "closed") === fund.closed);
+    const shown = this.#filtered(all);
     const busy = this.body.matches(":hover, :focus-within");
     const due = performance.now() - this.#sortedAt > RESORT_MS && !busy;
     const known = new Set(this.#order);
     for (const fund of shown) this.#row(fund).show(fund, this.widths);
-    if (sort || due || shown.length !== this.#order.length || shown.some(({ symbol }) => !known.has(symbol))) this.#sort(shown);
+    if (sort || due || shown.length !== this.#order.length || shown.some(({ name }) => !known.has(name))) this.#sort(shown);
     this.empty.textContent = shown.length ? "" : funds.size ? "No contract matches the filter." : "No contract is listed yet.";
     this.count.textContent =
-      shown.length === funds.size ? `${funds.size} contracts` : `${shown.length} of ${funds.size} contracts`;
+      shown.length === all.length ? `${all.length} contracts` : `${shown.length} of ${all.length} contracts`;
   }
 
   #filtered(funds) {
     const text = chosen.text.trim().toUpperCase();
-    const matches = (fund) => fund.symbol.toUpperCase().includes(text) || fund.settleCurrency.toUpperCase().includes(text);
-    return funds.filter((fund) => matches(fund) && (!chosen.state || fund.state === chosen.state));
+    const matches = (fund) => fund.name.toUpperCase().includes(text) || fund.settleCurrency.toUpperCase().includes(text);
+    return funds.filter((fund) => matches(fund) && (!chosen.state || fund.condition === chosen.state));
   }
 
   #sort(funds) {
     const { compare } = COLUMNS.find(({ id }) => id === chosen.sort);
     const direction = chosen.descending ? -1 : 1;
-    funds.sort((a, b) => direction * compare(a, b) || a.symbol.localeCompare(b.symbol));
-    this.#order = funds.map(({ symbol }) => symbol);
+    funds.sort((a, b) => direction * compare(a, b) || a.name.localeCompare(b.name));
+    this.#order = funds.map(({ name }) => name);
     this.#sortedAt = performance.now();
     arrange(
       this.body,
@@ -122,9 +123,9 @@ class ContractsView {
     );
   }
 
-  #row({ symbol }) {
-    if (!this.#rows.has(symbol)) this.#rows.set(symbol, new Row());
-    return this.#rows.get(symbol);
+  #row({ name }) {
+    if (!this.#rows.has(name)) this.#rows.set(name, new Row());
+    return this.#rows.get(name);
   }
 
   #drawTotals(summary) {

@@ -161,10 +161,12 @@ const OF_ADL = ["refund", "cover", "deleverage"];
 
 /**
  * Refunds, covers and deleverages come from an ADL order, not from a fill: their order id is "adl/" and its number. A takeover
- * adds lots to the inventory, an entry that closes lots of a takeover entry takes them from it.
+ * adds lots to the inventory, an entry that closes lots of a takeover entry takes them from it. The balance of a closed contract may
+ * move to its successor.
  */
 function origin({ kind, orderId, side, lots, price, bankruptcyPrice, closes, forced }) {
   const of = closes ? `, of entry ${closes}` : "";
+  if (orderId.startsWith("carry/")) return `${kind === "carry_out" ? "to" : "from"} ${orderId.slice("carry/".length)}`;
   if (OF_ADL.includes(kind)) return `ADL order ${orderId.split("/")[1]}, ${lots} lots at ${price}${of}`;
   if (kind === "takeover") return `${forced ? "forced: " : ""}${side === "sell" ? "long" : "short"} of ${lots} lots at ${price}`;
   if (closes) return `unwind: ${side} ${lots} at ${price}${of} at ${bankruptcyPrice}`;

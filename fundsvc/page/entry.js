@@ -43,14 +43,15 @@ export async function openEntry(dialog, symbol, number, closed) {
   dialog.onclose = closed;
   if (!dialog.open) dialog.showModal();
   try {
-    content.replaceChildren(...details(await get(`${fundPath(symbol)}/entries/${number}`)));
+    content.replaceChildren(...details(await get(`${fundPath(symbol)}/entries/${number}`), symbol));
   } catch (error) {
     content.replaceChildren(element("p", { class: "problem" }, error.message));
   }
 }
 
-function details({ entry, previousHash, adl, inventoryAdl }) {
-  const rows = Object.entries(FIELDS).map(([name, show]) => [name, show(entry)]);
+/** Links lead to the contract that the address names, which may be an earlier generation of the symbol. */
+function details({ entry, previousHash, adl, inventoryAdl }, symbol) {
+  const rows = Object.entries(FIELDS).map(([name, show]) => [name, show({ ...entry, symbol })]);
   rows.push(["Previous hash", hash(previousHash)]);
   const list = element(
     "dl",
@@ -58,5 +59,5 @@ function details({ entry, previousHash, adl, inventoryAdl }) {
     ...rows.flatMap(([name, value]) => [element("dt", {}, name), element("dd", {}, value)]),
   );
   const orders = [...(adl ? [adl] : []), ...inventoryAdl];
-  return [list, ...orders.flatMap((order) => [element("h3", {}, `ADL ${order.adl}`), orderSummary(order)])];
+  return [list, ...orders.flatMap((order) => [element("h3", {}, `ADL ${order.adl}`), orderSummary({ ...order, symbol })])];
 }

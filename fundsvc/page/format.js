@@ -113,13 +113,14 @@ export function lights(count) {
 }
 
 const STATES = {
+  closed: ["Closed", "the contract is settled or closed: the fund takes no events"],
   ok: ["OK", "the fund can pay"],
   warning: ["Warning", "the drawdown guard is active or near, or the fund is below its target"],
   adl: ["ADL open", "an ADL order is open: profitable positions are being reduced"],
   uncovered: ["Uncovered", "an amount is outstanding that neither the fund nor ADL covered"],
 };
 
-/** Shows the state of a fund. */
+/** Shows the state of a fund, or that its contract is closed. */
 export function fundState(state) {
   const [word, meaning] = STATES[state];
   return element("span", { class: "state", "data-state": state, title: meaning }, word);

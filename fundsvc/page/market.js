@@ -16,10 +16,16 @@ export class Market {
   #listeners = new Set();
   #summaryDue = 0;
 
-  /** The funds received from the topic since the latest read began. The answer of that read may be older, so they replace its. */
+  /**
+   * The funds received from the topic since the latest read began, by symbol and generation. The answer of that read may be older,
+   * so they replace its.
+   */
   #changed = new Map();
 
-  /** The funds by symbol, null until they are loaded. */
+  /**
+   * The funds by name, null until they are loaded. The fund of the newest generation has the symbol as its name, an earlier one
+   * the symbol, @ and its generation. The `condition` of a fund is its state, or "closed".
+   */
   funds = null;
 
   /** Totals by currency, null until they are loaded. */
@@ -56,17 +62,25 @@ export class Market {
   /** Reads all funds. Of two concurrent reads, the one that began later is used. */
   async #read() {
     const changed = (this.#changed = new Map());
-    const [funds, summary] = await Promise.all([get("insurance-fund"), get("insurance-fund/summary")]);
+    const [funds, summary] = await Promise.all([get("insurance-fund", { closed: true }), get("insurance-fund/summary")]);
     if (changed !== this.#changed) return;
-    this.funds = new Map([...funds.map((fund) => [fund.symbol, fund]), ...changed]);
+    this.funds = byName([...funds, ...changed.values()]);
     this.summary = summary;
     this.problem = "";
     this.#notify();
   }
 
+  /** Returns the fund of a contract by its name, also by the name of the newest generation with its number. */
+  find(name) {
+    const newest = this.funds?.get(name.replace(/@\d+$/, ""));
+    return this.funds?.get(name) ?? (newest && keyOf(newest) === name ? newest : undefined);
+  }
+
   #change(fund) {
-    this.#changed.set(fund.symbol, fund);
-    this.funds?.set(fund.symbol, fund);
+    this.#changed.set(keyOf(fund), fund);
+    const before = this.funds?.get(fund.symbol);
+    if (before?.generation === fund.generation) this.funds.set(fund.symbol, named(fund, fund.symbol));
+    else if (this.funds) this.funds = byName([...this.funds.values(), fund]);
     this.#notify();
     this.#summaryDue ||= setTimeout(() => this.#summaryIsDue(), SUMMARY_MS);
   }
@@ -89,4 +103,20 @@ export class Market {
       if (this.#feed.state === "live") this.#feed.drop(error.message);
     }
   }
+}
+
+function keyOf({ symbol, generation }) {
+  return `${symbol}@${generation}`;
+}
+
+function named(fund, name) {
+  return { ...fund, name, condition: fund.closed ? "closed" : fund.state };
+}
+
+/** Returns funds by name. Of two funds with the same generation, the later one is used. */
+function byName(funds) {
+  const newest = new Map();
+  for (const { symbol, generation } of funds) newest.set(symbol, Math.max(generation, newest.get(symbol) ?? 0));
+  const nameOf = (fund) => (Number(fund.generation) === newest.get(fund.symbol) ? fund.symbol : keyOf(fund));
+  return new Map(funds.map((fund) => [nameOf(fund), named(fund, nameOf(fund))]));
 }

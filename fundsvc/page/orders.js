@@ -181,7 +181,7 @@ class OrderList {
   }
 
   #take({ dataList, hasMore }) {
-    dataList.forEach((order) => this.#orders.set(order.adl, order));
+    dataList.forEach((order) => this.#orders.set(order.adl, this.#named(order)));
     this.#before = dataList.at(-1)?.adl ?? 0;
     this.older.hidden = !hasMore;
     this.#draw();
@@ -191,13 +191,18 @@ class OrderList {
   change = (order) => {
     const before = this.#orders.get(order.adl);
     const isNew = order.adl > Math.max(0, ...this.#orders.keys());
-    this.#orders.set(order.adl, order);
+    this.#orders.set(order.adl, this.#named(order));
     if (this.#orders.size > KEPT_ORDERS && isNew) this.#forget();
     if (isNew)
       announce(`ADL ${order.adl} of ${order.symbol}: ${order.lotsNeeded} lots of ${order.reduce} positions must be reduced`);
     else if (before && before.state !== order.state) announce(`ADL ${order.adl} of ${order.symbol} is ${order.state}`);
     this.#draw();
   };
+
+  /** Returns an order with the name of the contract of this view, which may be an earlier generation of the symbol. */
+  #named(order) {
+    return { ...order, symbol: this.#symbol };
+  }
 
   /** Removes the oldest order that has ended, if there is one. */
   #forget() {

@@ -25,12 +25,12 @@ const byNumber = (name) => (a, b) => (a[name] ?? -Infinity) - (b[name] ?? -Infin
 
 /** Columns: title, comparison, content; `words` aligns to the left, `amount` and `descending` sort the largest first. */
 export const COLUMNS = [
-  { id: "symbol", title: "Contract", compare: byText("symbol"), show: (fund) => link(fund), words: true },
+  { id: "symbol", title: "Contract", compare: byText("name"), show: (fund) => link(fund), words: true },
   {
     id: "state",
     title: "State",
-    compare: (a, b) => FUND_STATES.indexOf(a.state) - FUND_STATES.indexOf(b.state),
-    show: (fund) => fundState(fund.state),
+    compare: (a, b) => FUND_STATES.indexOf(a.condition) - FUND_STATES.indexOf(b.condition),
+    show: (fund) => fundState(fund.condition),
     words: true,
     descending: true,
   },
@@ -94,10 +94,10 @@ export const COLUMNS = [
 
 const BALANCE = COLUMNS.findIndex(({ id }) => id === "balance");
 
-const FIELDS = { currency: "settleCurrency", usdt: "balanceUsdt" };
+const FIELDS = { symbol: "name", state: "condition", currency: "settleCurrency", usdt: "balanceUsdt" };
 
 function link(fund) {
-  return element("a", { href: contractAddress(fund.symbol), title: fund.symbol }, fund.symbol);
+  return element("a", { href: contractAddress(fund.name), title: fund.name }, fund.name);
 }
 
 /** The widths of the columns. They only grow, so that columns do not move when numbers change. */

@@ -376,7 +376,7 @@ class FollowedPartition:
         return not recovery.listed or await self._admit_listed(followed)
 
     async def _admit_listed(self, followed: "_LoadedBooks") -> bool:
-        """Adds newly listed contracts; returns False if the terms of another contract changed."""
+        """Adds newly listed contracts, and closes those that a listing ended; returns False if the terms of another changed."""
         partition = followed.partition
         funds = await self._funds()
         new = [fund for fund in funds if partition.contract(fund.contract.symbol) is None]
@@ -385,6 +385,9 @@ class FollowedPartition:
         kept = await self._ledger.books(self.number, [fund.contract.symbol for fund in new])
         await self._restore(partition, kept)
         await followed.recovery.include(kept)
+        for fund in funds:
+            if fund.closing is not None:
+                await self.exclusive.run(partial(partition.end, fund.contract.symbol, fund.closing))
         followed.recovery.listed = False
         return all(partition.contract(fund.contract.symbol) == fund.contract for fund in funds)
 

@@ -34,7 +34,7 @@ class BookRecovery:
     `read_to` is the last applied message. Between awaits the books include all events up to it, and of a large next message
     possibly the first ones. `messages` counts the messages read, `progress` the steps.
     `exclusive` gives access to the partition. `after` and `seq` are the last applied message and sequence of each book, by
-    symbol. `listed` is set when a message lists or updates a contract; the caller handles that.
+    ledger key. `listed` is set when a message lists or updates a contract; the caller handles that.
     """
 
     def __init__(
@@ -113,7 +113,8 @@ class BookRecovery:
 
         Queries only orders of listed contracts: another symbol may be text that PostgreSQL does not accept.
         """
-        orders = {(event.symbol, event.adl) for event in events if isinstance(event, AdlFill) and event.symbol in self.after}
+        found = ((self._key_of(event), event.adl) for event in events if isinstance(event, AdlFill))
+        orders = {(key, adl) for key, adl in found if key in self.after}
         if unknown := orders - self._sides.keys():
             self._sides |= await self._reduced_sides(unknown)
 
@@ -142,20 +143,24 @@ class BookRecovery:
         self.listed = self.listed or isinstance(event, Listing)
         at = id_order(message.stream_id)
         if not isinstance(event, Rejection) and self._is_later(at, event):
-            if isinstance(event, AdlFill) and event.seq > self.seq[event.symbol]:
+            if isinstance(event, AdlFill) and event.seq > self.seq[self._key_of(event)]:
                 self._replayed.add((event.symbol, event.seq))
             self._apply_to_book(event, at[0])
 
     def _apply_to_book(self, event: Event, stream_ms: int) -> None:
         """Applies an event. Ignores a Rejection: a later listing changed the terms under which the event was settled."""
-        side = self._sides.get((event.symbol, event.adl)) if isinstance(event, AdlFill) else None
+        side = self._sides.get((self._key_of(event), event.adl)) if isinstance(event, AdlFill) else None
         with suppress(Rejection):
             self._partition.apply_to_book(event, side, stream_ms)
 
     def _is_later(self, at: tuple[int, int], event: Event) -> bool:
         """Whether an event belongs to one of the books and came after the book was saved."""
-        symbol = getattr(event, "symbol", None)
-        return symbol in self.after and at > self.after[symbol]
+        key = self._key_of(event)
+        return key in self.after and at > self.after[key]
+
+    def _key_of(self, event: Event) -> str:
+        """Returns the ledger key of an event's contract: its current generation. Earlier ones have no positions."""
+        return self._partition.key_of(getattr(event, "symbol", "")) or ""
 
     def _is_new(self, event: Event) -> bool:
         """Whether an event was settled, and not dropped as a duplicate, judged by its sequence.
@@ -164,9 +169,10 @@ class BookRecovery:
         """
         if not isinstance(event, Fill | AdlFill):
             return True
-        if event.seq <= self.seq[event.symbol] or (event.symbol, event.seq) in self._replayed:
+        key = self._key_of(event)
+        if event.seq <= self.seq[key] or (event.symbol, event.seq) in self._replayed:
             return False
-        self.seq[event.symbol] = event.seq
+        self.seq[key] = event.seq
         return True
 
 

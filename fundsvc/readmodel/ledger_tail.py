@@ -19,6 +19,7 @@ from fundsvc.concurrency.background import keep_running
 from fundsvc.concurrency.exclusive import single_thread_executor
 from fundsvc.config.settings import Config
 from fundsvc.core.contracts import Contract
+from fundsvc.core.generations import generation_of, named_generation
 from fundsvc.logs.faults import Outage
 from fundsvc.metrics import Metrics
 from fundsvc.readmodel.inventories import HeldInventory, Inventories
@@ -77,7 +78,8 @@ Listener = Callable[[Change], None]
 
 
 class Tail:
-    """Follows the ledger. `funds` and `contracts` are ordered by symbol. They change only while the tail's tasks run.
+    """Follows the ledger. `funds` and `contracts` are ordered by ledger key. They change only while the tail's tasks run.
+    `current` maps each symbol to the ledger key of its newest generation.
 
     `held` has the inventories of the funds that ever had one, each after the entry of its fund.
     """
@@ -88,6 +90,7 @@ class Tail:
         self.funds: Mapping[str, FundRow] = {}
         self.contracts: Mapping[str, Contract] = {}
         self.held: Mapping[str, HeldInventory] = {}
+        self.current: Mapping[str, str] = {}
         self.listeners: list[Listener] = []
         self.freshness = freshness
         self._pool = pool
@@ -161,17 +164,31 @@ class Tail:
         """The moment (ms, by the database's clock) up to which all commits are included."""
         return self.freshness.as_of_ms
 
-    def follow(self, symbol: str) -> int:
-        """Starts delivery of a listed contract's entries to the listeners, if needed; returns the last delivered number."""
-        return self._cursors.setdefault(symbol, self.funds[symbol].entry)
+    def key_of(self, name: str) -> str | None:
+        """Returns the ledger key of the contract with a public name; None if it is not listed."""
+        generation = named_generation(name)
+        key = generation.key if generation else self.current.get(name)
+        return key if key in self.funds else None
 
-    def leave(self, symbol: str) -> None:
+    def names_of(self, key: str) -> tuple[str, ...]:
+        """Returns the public names of a contract; that of the current generation, if it is that, is first."""
+        symbol, number = generation_of(key)
+        return (symbol, f"{symbol}@{number}") if self.current[symbol] == key else (f"{symbol}@{number}",)
+
+    def follow(self, key: str, after: int | None = None) -> int:
+        """Starts delivery of a listed contract's entries to the listeners, if needed; returns the last delivered number.
+
+        Delivery starts after entry `after`, by default after the last one of the fund.
+        """
+        return self._cursors.setdefault(key, self.funds[key].entry if after is None else after)
+
+    def leave(self, key: str) -> None:
         """Stops delivery of a contract's entries."""
-        self._cursors.pop(symbol, None)
+        self._cursors.pop(key, None)
 
-    def open_orders(self, symbol: str) -> list[OrderRow]:
+    def open_orders(self, key: str) -> list[OrderRow]:
         """Returns a contract's open orders."""
-        return [order for order in self._orders.values() if order.symbol == symbol]
+        return [order for order in self._orders.values() if order.symbol == key]
 
     def _unread(self, now: Mapping[str, FundVersion | FundRow]) -> dict[str, int]:
         """Returns the followed contracts that have undelivered entries, each with its last delivered entry number.
@@ -261,6 +278,8 @@ class Tail:
         contracts = {**self.contracts, **{symbol: stand.contract for symbol, stand in changed.items()}}
         if len(funds) > len(self.funds):
             funds, contracts = dict(sorted(funds.items())), dict(sorted(contracts.items()))
+            generations = sorted(map(generation_of, funds), key=lambda generation: generation.number)
+            self.current = {generation.symbol: generation.key for generation in generations}
         self.funds, self.contracts = funds, contracts
 
     def _update_order(self, order: OrderRow) -> None:

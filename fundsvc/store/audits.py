@@ -18,7 +18,7 @@ from fundsvc.core.adl.order import OrderState
 from fundsvc.core.adl.verification import OpenOrders, OrdersCheckpoint, UnfinishedRound
 from fundsvc.core.commitment import NO_SECRETS, Secrets
 from fundsvc.core.contracts import Contract
-from fundsvc.core.fund.settlement import FundState
+from fundsvc.core.fund.settlement import Closing, FundState
 from fundsvc.core.fund.verification import (
     START,
     Checkpoint,
@@ -29,6 +29,7 @@ from fundsvc.core.fund.verification import (
     Undated,
     contract_differences,
 )
+from fundsvc.core.generations import public_symbol
 from fundsvc.core.numbers import INT64_MAX
 from fundsvc.core.policy import SavedGuard
 from fundsvc.core.times import AHEAD_SECONDS_MAX
@@ -45,7 +46,7 @@ from fundsvc.store.audit_inventories import (
 from fundsvc.store.database import SQL, Pool, snapshot, transaction
 from fundsvc.store.exports import fund_state_from, line_from, record_from
 from fundsvc.store.reader import fetch, reading
-from fundsvc.store.writer import contract_from
+from fundsvc.store.writer import closing_from, contract_from
 
 KEYS_PER_QUERY = 500
 """Keys that one statement names. The driver reads an answer in one go, which takes two milliseconds for 500 orders."""
@@ -82,7 +83,8 @@ class Ledger(NamedTuple):
     """The stored state that a walk is compared with, at one moment.
 
     `late` contains the numbers of the part's entries that settled formerly rejected events. `differences` are those between
-    contract and listing. `policies_since` is the time of the first recorded policies of the partition.
+    contract and listing. `policies_since` is the time of the first recorded policies of the partition. `since` is the last
+    sequence of the generation before, 0 without one. `closing` is the end of the contract, None while it is open.
     """
 
     contract: Contract
@@ -90,6 +92,8 @@ class Ledger(NamedTuple):
     late: frozenset[int]
     differences: list[str]
     policies_since: datetime | None
+    since: int
+    closing: Closing | None
 
 
 class Followed(NamedTuple):
@@ -162,7 +166,8 @@ class LedgerPart:
     def replay(self, ledger: Ledger, policies: Policies, secrets: Secrets = NO_SECRETS) -> Replay:
         """Returns a replay from the checkpoint. It changes the checkpoint's orders and inventory, so call this at most once."""
         since, inventory = self.since, self._held.inventory if self._held else None
-        return Replay(ledger.contract, ledger.late, since.checkpoint, policies, since.opened, secrets, inventory)
+        checkpoint = since.checkpoint._replace(seq=max(since.checkpoint.seq, ledger.since))
+        return Replay(ledger.contract, ledger.late, checkpoint, policies, since.opened, secrets, inventory, ledger.closing)
 
     def followed(self, replay: Replay) -> Iterator[None]:
         """Passes the entries and records to a replay in the order in which they were written; yields after each."""
@@ -382,13 +387,14 @@ async def _late(
     late: dict[str, set[int]] = defaultdict(set)
     for symbol, entry in await connection.fetch(SQL["audit_late"], symbols, after, counts):
         late[symbol].add(entry)
-    numbers: dict[tuple[str, int], set[int]] = defaultdict(set)
+    numbers: dict[tuple[str, int], set[tuple[str, int]]] = defaultdict(set)
     for symbol, rows in entries.items():
         for row in rows:
             if row["closes"] or row["kind"] == "takeover":
-                numbers[symbol, row["seq"]].add(row["entry"])
-    async for symbol, seq in _rows_of(connection, "audit_late_sequences", list(numbers)):
-        late[symbol] |= numbers[symbol, seq]
+                numbers[public_symbol(symbol), row["seq"]].add((symbol, row["entry"]))
+    async for event_symbol, seq in _rows_of(connection, "audit_late_sequences", list(numbers)):
+        for symbol, entry in numbers[event_symbol, seq]:
+            late[symbol].add(entry)
     return late
 
 
@@ -401,11 +407,23 @@ async def _ledgers(connection: PoolConnectionProxy, symbols: Sequence[str], late
             frozenset(late.get(row["symbol"], ())),
             contract_differences(
                 contract_from(row), msgspec.json.decode(row["specification"]), row["partition"], row["partitions"]
-            ),
+            )
+            + [f"{row['symbol']} entry {entry}: the entry of the other contract is missing" for entry in row["unpaired"]]
+            + _closing_differences(row),
             row["policies_since"],
+            row["since"],
+            closing_from(row),
         )
         for row in await connection.fetch(SQL["audit_funds"], symbols)
     }
+
+
+def _closing_differences(row: asyncpg.Record) -> list[str]:
+    """Returns the differences between the columns that describe the end of a contract."""
+    at, seq, price = row["closed_at"], row["closed_seq"], row["closed_price"]
+    if (seq > 0) == (price > 0) and (at is not None or not seq):
+        return []
+    return [f"{row['symbol']}: its end has (time, seq, price) {(at, seq, price)}, which no settlement has"]
 
 
 def _by_symbol(rows: Iterable[asyncpg.Record]) -> dict[str, list[asyncpg.Record]]:

@@ -12,7 +12,7 @@ from fundsvc.core.contracts import Contract
 from fundsvc.core.fund.chain import Entry
 from fundsvc.core.fund.settlement import FundState
 from fundsvc.store.database import SQL, Pool, snapshot
-from fundsvc.store.reader import fetch, reading
+from fundsvc.store.reader import fetch, ledger_key, reading
 from fundsvc.store.writer import contract_from, saved_guard_from
 
 ROWS_PER_PAGE = 2000
@@ -109,10 +109,11 @@ async def known_contracts(pool: Pool) -> list[tuple[str, int]]:
     return [(row["symbol"], row["entry"]) for row in await fetch(pool, "audited")]
 
 
-async def open_ledger(pool: Pool, symbol: str) -> Ledger:
-    """Opens the ledger of a contract; raises UnknownContract or StoreFault."""
+async def open_ledger(pool: Pool, name: str) -> Ledger:
+    """Opens the ledger of the contract with a public name; raises UnknownContract or StoreFault."""
+    key = await ledger_key(pool, name)
     async with reading(pool) as connection, snapshot(connection):
-        return Ledger(pool, await snapshot_of(connection, symbol))
+        return Ledger(pool, await snapshot_of(connection, key))
 
 
 async def snapshot_of(connection: PoolConnectionProxy, symbol: str) -> LedgerSnapshot:

@@ -89,6 +89,15 @@ class SuspensionRow(NamedTuple):
     suspended: bool
 
 
+class ClosingRow(NamedTuple):
+    """The end of a contract; see `Closing`."""
+
+    symbol: str
+    at: int
+    seq: int
+    price: int
+
+
 class PolicyRow(NamedTuple):
     """A recorded version of the policies; `body` is JSON text."""
 

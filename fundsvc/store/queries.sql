@@ -2,7 +2,9 @@
 
 -- name: load_funds
 SELECT c.symbol, c.settle_currency, c.settle_decimals, c.price_decimals, c.multiplier, c.is_inverse,
-       f.balance, f.outstanding, f.entry, f.seq, f.adl, f.head, f.guard, f.adl_record, f.adl_head, c.suspended
+       f.balance, f.outstanding, f.entry, f.seq, f.adl, f.head, f.guard, f.adl_record, f.adl_head, c.suspended,
+       c.closed_at, c.closed_seq, c.closed_price,
+       coalesce(c.specification ->> 'successor', '') AS successor
 FROM contracts c JOIN funds f USING (symbol)
 WHERE c.partition = $1 AND ($2::text IS NULL OR c.symbol = $2);
 
@@ -127,6 +129,11 @@ WITH suspended AS (
 )
 UPDATE funds f SET commit = p.commits FROM suspended s JOIN partitions p USING (partition) WHERE f.symbol = s.symbol;
 
+-- name: commit_closings
+-- Closes contracts. The same commit writes their funds, so readers read the contracts again.
+UPDATE contracts c SET closed_at = s.at, closed_seq = s.seq, closed_price = s.price, updated_at = now()
+FROM unnest($1::text[], $2::bigint[], $3::bigint[], $4::bigint[]) AS s (symbol, at, seq, price) WHERE c.symbol = s.symbol;
+
 -- name: load_policies
 SELECT version, body FROM policies WHERE partition = $1 ORDER BY version;
 
@@ -146,7 +153,7 @@ SELECT DISTINCT ON (partition) partition, version, body FROM policies ORDER BY p
 
 -- name: policies_of
 -- All recorded policies of some contracts, by version.
-SELECT c.symbol, p.version, coalesce(p.body -> 'contracts' -> c.symbol, p.body -> 'default') AS policy
+SELECT c.symbol, p.version, coalesce(p.body -> 'contracts' -> c.name, p.body -> 'default') AS policy
 FROM contracts c JOIN policies p USING (partition) WHERE c.symbol = ANY ($1) ORDER BY c.symbol, p.version;
 
 -- name: halt
@@ -243,7 +250,7 @@ CROSS JOIN LATERAL (
             SELECT p.entry, p.seq FROM entries p
             WHERE p.symbol = a.symbol AND p.entry BETWEEN (s.low + s.high) / 2 AND s.high
               AND NOT EXISTS (SELECT FROM rejected r WHERE r.symbol = p.symbol AND r.entry = p.entry)
-              AND NOT EXISTS (SELECT FROM rejected r WHERE r.event_symbol = p.symbol AND r.event_seq = p.seq AND r.entry IS NOT NULL)
+              AND NOT EXISTS (SELECT FROM rejected r WHERE r.event_symbol = public_symbol(p.symbol) AND r.event_seq = p.seq AND r.entry IS NOT NULL)
             ORDER BY p.entry LIMIT 1
         ) probe ON true
         WHERE s.low <= s.high
@@ -254,7 +261,7 @@ CROSS JOIN LATERAL (
     SELECT * FROM entries x
     WHERE x.symbol = a.symbol AND x.entry >= first.entry
       AND NOT EXISTS (SELECT FROM rejected r WHERE r.symbol = x.symbol AND r.entry = x.entry)
-      AND NOT EXISTS (SELECT FROM rejected r WHERE r.event_symbol = x.symbol AND r.event_seq = x.seq AND r.entry IS NOT NULL)
+      AND NOT EXISTS (SELECT FROM rejected r WHERE r.event_symbol = public_symbol(x.symbol) AND r.event_seq = x.seq AND r.entry IS NOT NULL)
     ORDER BY x.entry LIMIT $3
 ) e;
 
@@ -299,6 +306,11 @@ WHERE (symbol, seq) IN (SELECT * FROM unnest($1::text[], $2::bigint[]))
 -- name: sequences_refused
 -- Rejected events of some contracts with some sequences.
 SELECT digest FROM rejected WHERE event_symbol = ANY ($1) AND event_seq = ANY ($2);
+
+-- name: sequences_settled
+-- The settlements of some contracts with some sequences.
+SELECT symbol, closed_seq AS seq, closed_price AS price, closed_at AS ts FROM contracts
+WHERE symbol = ANY ($1) AND closed_seq = ANY ($2) AND closed_seq > 0;
 
 -- name: commit_to_disk
 -- Sets it for the session, which later changes of server, database or role do not affect.
@@ -387,7 +399,7 @@ SELECT partition, epoch, owner, last_id, messages, events, partial_id, halted, d
 
 -- name: contracts
 SELECT c.symbol, c.partition, c.settle_currency, c.settle_decimals, c.price_decimals, c.multiplier, c.is_inverse,
-       c.specification, c.suspended
+       c.specification, c.suspended, c.closed_at, c.closed_seq, c.closed_price
 FROM contracts c WHERE $1::text[] IS NULL OR c.symbol = ANY ($1) ORDER BY c.symbol;
 
 -- name: contract_counts
@@ -398,13 +410,18 @@ SELECT partition, count(*) AS contracts FROM contracts GROUP BY partition;
 SELECT settle_currency, settle_decimals, min(symbol) AS symbol FROM contracts GROUP BY 1, 2 ORDER BY 1, 2;
 
 -- name: contract_states
+-- All generations of some symbols, ascending.
 SELECT c.symbol, c.settle_currency, c.settle_decimals, c.price_decimals, c.multiplier, c.is_inverse, c.suspended,
-       f.entry > 0 OR f.adl > 0 AS has_entries, f.seq
-FROM contracts c JOIN funds f USING (symbol) WHERE c.symbol = ANY ($1);
+       f.entry > 0 OR f.adl > 0 AS has_entries, f.seq, c.closed_at, c.closed_seq, c.closed_price
+FROM contracts c JOIN funds f USING (symbol) WHERE c.name = ANY ($1) ORDER BY c.name, c.generation;
+
+-- name: ledger_key
+-- The ledger key of the newest generation of a symbol.
+SELECT symbol FROM contracts WHERE name = $1 ORDER BY generation DESC LIMIT 1;
 
 -- name: funds
 SELECT c.symbol, c.partition, c.settle_currency, c.settle_decimals, c.price_decimals, c.multiplier, c.is_inverse,
-       c.base_currency, c.is_quanto, c.suspended, c.updated_at AS listed_at,
+       c.base_currency, c.is_quanto, c.suspended, c.status, c.closed_at IS NOT NULL AS closed, c.updated_at AS listed_at,
        f.balance, f.outstanding, f.entry, f.seq, f.adl, f.head, f.guard, f.adl_record, f.adl_head, f.updated_at,
        EXISTS (SELECT FROM adl_orders o WHERE o.symbol = f.symbol AND o.state = 'open') AS escalated,
        EXISTS (SELECT FROM holdings h WHERE h.symbol = f.symbol) AS has_inventory
@@ -944,7 +961,21 @@ WHERE o.adl = k.adl;
 SELECT c.symbol, c.settle_currency, c.settle_decimals, c.price_decimals, c.multiplier, c.is_inverse, c.specification, c.partition,
        (SELECT count(*) FROM partitions) AS partitions,
        (SELECT min(recorded_at) FROM policies WHERE partition = c.partition) AS policies_since,
-       f.balance, f.outstanding, f.entry, f.seq, f.adl, f.head, f.guard, f.adl_record, f.adl_head
+       f.balance, f.outstanding, f.entry, f.seq, f.adl, f.head, f.guard, f.adl_record, f.adl_head,
+       coalesce((
+           SELECT greatest(x.seq, b.closed_seq) FROM contracts b JOIN funds x USING (symbol)
+           WHERE b.name = c.name AND b.generation = c.generation - 1
+       ), 0) AS since, c.closed_at, c.closed_seq, c.closed_price,
+       ARRAY(
+           SELECT e.entry FROM entries e
+           WHERE e.symbol = c.symbol AND e.kind IN ('carry_out', 'carry_in') AND (
+               -- A count, and a kind that the index by kind has, so that PostgreSQL searches that index for each entry.
+               SELECT count(*) FROM entries o
+               WHERE o.symbol = regexp_replace(substr(e.order_id, 7), '@1$', '') AND o.kind <> 'surplus'
+                 AND o.kind = CASE e.kind WHEN 'carry_in' THEN 'carry_out' ELSE 'carry_in' END
+                 AND o.change = -e.change AND o.order_id = 'carry/' || c.name || '@' || c.generation
+           ) <> 1
+       ) AS unpaired
 FROM funds f JOIN contracts c USING (symbol) WHERE c.symbol = ANY ($1);
 
 -- name: audit_late
@@ -1021,13 +1052,14 @@ DELETE FROM audit_tranches WHERE symbol = ANY ($1) AND walk = 'newest';
 UPDATE audit_tranches SET walk = 'newest' WHERE symbol = ANY ($1) AND walk = 'full';
 
 -- name: newest_fills
--- Every contract with the sequence and time of its newest fill; 0 without one.
-SELECT c.symbol, c.settle_currency, c.settle_decimals, c.price_decimals, c.multiplier, c.is_inverse,
+-- Every symbol with the terms of its newest generation, and the sequence and time of the newest fill in that; 0 without one.
+SELECT c.name AS symbol, c.settle_currency, c.settle_decimals, c.price_decimals, c.multiplier, c.is_inverse,
        coalesce(e.seq, 0) AS seq, coalesce(e.ts, 0) AS ts
 FROM contracts c LEFT JOIN LATERAL (
     SELECT x.seq, x.ts FROM entries x WHERE x.symbol = c.symbol AND x.kind IN ('surplus', 'flat', 'shortfall')
     ORDER BY x.entry DESC LIMIT 1
-) e ON true;
+) e ON true
+WHERE NOT EXISTS (SELECT FROM contracts n WHERE n.name = c.name AND n.generation > c.generation);
 
 -- name: totals_since
 -- The sums of entries after the given ones, by currency and kind, in the finest unit of any contract of the currency.

@@ -12,6 +12,8 @@ from asyncpg.pool import PoolConnectionProxy
 from fundsvc.core.batch import RateState
 from fundsvc.core.contracts import Contract
 from fundsvc.core.fund.chain import Kind
+from fundsvc.core.fund.settlement import Closing
+from fundsvc.core.generations import named_generation
 from fundsvc.core.numbers import INT64_MAX
 from fundsvc.core.policy import Policies, SavedGuard
 from fundsvc.core.sequences import Facts
@@ -20,7 +22,7 @@ from fundsvc.store.database import SQL, Pool, acquired, faults
 from fundsvc.store.policies import policies_from
 from fundsvc.store.schema import is_outdated, newest_revision
 from fundsvc.store.sequences import facts_of
-from fundsvc.store.writer import contract_from, saved_guard_from
+from fundsvc.store.writer import closing_from, contract_from, saved_guard_from
 
 READ_SECONDS_MAX = 10.0
 """HTTP clients have given up by then. A longer read would only occupy a connection."""
@@ -32,29 +34,35 @@ HOUR_MS = 3_600_000
 class Listed(NamedTuple):
     """A listed contract. `specification` is KuCoin's object as JSON text.
 
-    `suspended` is True if the terms are in doubt, so that its events are rejected.
+    `suspended` is True if the terms are in doubt, so that its events are rejected. `closing` is its end; None while it is open.
     """
 
     contract: Contract
     partition: int
     specification: str
     suspended: bool
+    closing: Closing | None
 
 
 class ContractStateRow(NamedTuple):
-    """What decides about the next events of a contract: its terms, its last sequence, and whether it has entries or orders."""
+    """What decides about the next events of a contract: its terms, its last sequence, and whether it has entries or orders.
+
+    `closing` is its end; None while it is open.
+    """
 
     contract: Contract
     has_entries: bool
     suspended: bool
     seq: int
+    closing: Closing | None
 
 
 class FundRow(NamedTuple):
     """A fund as of its last entry: amounts in atoms, `seq` the last applied sequence, `head` the entry's hash.
 
     `escalated` is True if an ADL order is open. `base_currency` comes from the listing, or is None. `is_quanto` is True if the
-    contract settles in neither its base nor its quote currency. `suspended` is True if its terms are in doubt.
+    contract settles in neither its base nor its quote currency. `suspended` is True if its terms are in doubt. `status` is that
+    of KuCoin's object, and `closed` is True if the contract takes no more events.
     """
 
     contract: Contract
@@ -70,10 +78,12 @@ class FundRow(NamedTuple):
     escalated: bool
     is_quanto: bool = False
     suspended: bool = False
+    status: str | None = None
+    closed: bool = False
 
     @property
     def symbol(self) -> str:
-        """The contract's symbol."""
+        """The contract's ledger key."""
         return self.contract.symbol
 
     @property
@@ -142,27 +152,33 @@ class Reader:
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
 
-    async def contracts(self, symbol: str | None = None) -> list[Listed]:
-        """Returns all listed contracts by symbol, or only the one of `symbol`, if it is listed."""
-        rows = await self._fetch("contracts", _only(symbol))
-        return [Listed(contract_from(row), row["partition"], row["specification"], row["suspended"]) for row in rows]
+    async def contracts(self, name: str | None = None) -> list[Listed]:
+        """Returns all listed contracts by ledger key, or only the one with a public name, if it is listed."""
+        rows = await self._fetch("contracts", await self._named(name))
+        return [
+            Listed(contract_from(row), row["partition"], row["specification"], row["suspended"], closing_from(row))
+            for row in rows
+        ]
 
     async def contract_counts(self) -> Mapping[int, int]:
         """Returns the number of listed contracts by partition; partitions without contracts are absent."""
         return {row["partition"]: row["contracts"] for row in await self._fetch("contract_counts")}
 
     async def contract_states(self, symbols: Sequence[str]) -> list[ContractStateRow]:
-        """Returns the states of the listed contracts among `symbols`."""
+        """Returns the states of all generations of some symbols, each symbol's in their order."""
         rows = await self._fetch("contract_states", symbols)
-        return [ContractStateRow(contract_from(row), row["has_entries"], row["suspended"], row["seq"]) for row in rows]
+        return [
+            ContractStateRow(contract_from(row), row["has_entries"], row["suspended"], row["seq"], closing_from(row))
+            for row in rows
+        ]
 
     async def facts(self, wanted: Mapping[str, Sequence[int]]) -> Facts:
         """Returns what the ledger contains of the first of each contract's ascending sequences, at least of the very first."""
         return await facts_of(self._fetch, wanted)
 
-    async def funds(self, symbol: str | None = None) -> list[FundRow]:
-        """Returns all funds by symbol, or only the one of `symbol`, if its contract is listed."""
-        rows = await self._fetch("funds", _only(symbol))
+    async def funds(self, name: str | None = None) -> list[FundRow]:
+        """Returns all funds by ledger key, or only that of the contract with a public name, if it is listed."""
+        rows = await self._fetch("funds", await self._named(name))
         return [fund_row_from(row) for row in rows]
 
     async def history(
@@ -245,6 +261,9 @@ class Reader:
                 spans.append(Span(first, last))
         return spans
 
+    async def _named(self, name: str | None) -> list[str] | None:
+        return None if name is None else [await ledger_key(self._pool, name)]
+
     async def _fetch(self, block: str, *parameters: Any) -> list[asyncpg.Record]:
         return await fetch(self._pool, block, *parameters)
 
@@ -255,6 +274,15 @@ _COPIED = tuple(name for name in FundRow._fields if name not in {"contract", "gu
 def fund_row_from(row: asyncpg.Record) -> FundRow:
     """Builds the fund from a row of `funds`."""
     return FundRow(contract_from(row), guard=saved_guard_from(row), **{name: row[name] for name in _COPIED})
+
+
+async def ledger_key(pool: Pool, name: str) -> str:
+    """Returns the ledger key of a public name, which no contract may have; raises StoreFault."""
+    generation = named_generation(name)
+    if generation is not None:
+        return generation.key
+    rows = await fetch(pool, "ledger_key", name)
+    return str(rows[0]["symbol"]) if rows else name
 
 
 async def fetch(pool: Pool, block: str, *parameters: Any) -> list[asyncpg.Record]:
@@ -276,10 +304,6 @@ async def reading(pool: Pool) -> AsyncIterator[PoolConnectionProxy]:
         except TimeoutError:
             await pool.expire_connections()
             raise
-
-
-def _only(symbol: str | None) -> list[str] | None:
-    return None if symbol is None else [symbol]
 
 
 def _overlaps(spans: Iterable[Span], wanted: Span) -> Iterable[Span]:

@@ -1,6 +1,6 @@
 -- The rights of the service's role: it reads everything, and writes only the columns that its statements write (queries.sql, and the
 -- copied columns of entries, ADL orders and ADL records). `fundsvc migrate` runs this after every upgrade of the schema. So rights of
--- a new column are here and in no migration; tests/test_rights.py compares both with the statements.
+-- a new column are here and in no migration; tests/store/test_rights.py compares both with the statements.
 
 REVOKE ALL ON ALL TABLES IN SCHEMA public FROM fundsvc_service;
 GRANT SELECT ON ALL TABLES IN SCHEMA public TO fundsvc_service;
@@ -11,7 +11,8 @@ GRANT INSERT (symbol, record, entry, kind, adl, round, seq, ts, account, lots, b
     ON adl_records TO fundsvc_service;
 
 GRANT INSERT (symbol, partition, settle_currency, settle_decimals, price_decimals, multiplier, is_inverse, specification),
-      UPDATE (settle_currency, settle_decimals, price_decimals, multiplier, is_inverse, specification, suspended, updated_at)
+      UPDATE (settle_currency, settle_decimals, price_decimals, multiplier, is_inverse, specification, suspended, closed_at,
+              closed_seq, closed_price, updated_at)
     ON contracts TO fundsvc_service;
 GRANT INSERT (symbol, balance, outstanding, entry, seq, adl, head, guard, adl_record, adl_head, commit),
       UPDATE (balance, outstanding, entry, seq, adl, head, guard, adl_record, adl_head, commit, updated_at)

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import asyncpg
 
 from fundsvc.core.adl.valuation import SideName
+from fundsvc.core.generations import public_symbol
 from fundsvc.core.numbers import INT64_MAX
 from fundsvc.core.sequences import (
     Applied,
@@ -22,6 +23,7 @@ from fundsvc.core.sequences import (
     content_of_end,
     content_of_execution,
     content_of_fill,
+    content_of_settlement,
     content_of_takeover,
     content_of_unwind,
 )
@@ -29,8 +31,8 @@ from fundsvc.core.sequences import (
 PAGE_ENTRIES = 1000
 """Entries of a contract per read. Engines resend runs of events, so the following entries are likely to be needed next."""
 
-OF_ORDERS = frozenset({"refund", "cover", "deleverage"})
-"""Kinds of entries that an ADL order causes. The records of the order contain the events."""
+WITHOUT_EVENTS = frozenset({"refund", "cover", "deleverage", "carry_out", "carry_in"})
+"""Kinds of entries that contain no event: those that an ADL order causes, whose records contain it, and moves of balances."""
 
 Fetch = Callable[..., Awaitable[list[asyncpg.Record]]]
 """Runs a statement by name with its parameters."""
@@ -75,7 +77,9 @@ async def facts_of(fetch: Fetch, wanted: Mapping[str, Sequence[int]]) -> Facts:
     for symbol, seq, kind, *answer in await fetch("sequences_adl", *columns):
         # An order that ends at once, without candidates, has the sequence of its fill or takeover, whose content is known.
         applied.setdefault((symbol, seq), _content_of_answer(kind, *answer))
-    refused = await fetch("sequences_refused", symbols, numbers)
+    for symbol, seq, price, ts in await fetch("sequences_settled", symbols, numbers):
+        applied[symbol, seq] = content_of_settlement(price, ts)  # Its entries contain other fields.
+    refused = await fetch("sequences_refused", [public_symbol(symbol) for symbol in symbols], numbers)
     unknown = {key: Applied.UNVERIFIED if key in found else Applied.NEVER for key in keys}
     return Facts(unknown | applied, [row["digest"] for row in refused])
 
@@ -96,12 +100,12 @@ def _is_piece(row: asyncpg.Record) -> bool:
 
 
 async def _events(rows: Sequence[asyncpg.Record]) -> dict[Key, Event | None]:
-    """Returns the events that entries contain, by sequence; None for a sequence that has only entries of ADL orders."""
+    """Returns the events that entries contain, by sequence; None for a sequence that has only entries without events."""
     found: dict[Key, Event | None] = {}
     for number, row in enumerate(rows, 1):
         key, kind = (row["symbol"], row["seq"]), row["kind"]
         event = found.setdefault(key, None)
-        if event is None and kind not in OF_ORDERS and not row["forced"]:
+        if event is None and kind not in WITHOUT_EVENTS and not row["forced"]:
             found[key] = Event("unwind" if row["closes"] else kind, *row[6:])
         elif event is not None and event.kind == "unwind" and _is_piece(row):
             found[key] = event._replace(lots=event.lots + row["lots"])

@@ -18,12 +18,13 @@ from fundsvc.core.adl.valuation import SideName
 from fundsvc.core.batch import Batch, BookState, Draft, EventPlace, Offset, RateState, StoredBook
 from fundsvc.core.contracts import Contract
 from fundsvc.core.fund.inventory import HoldingState, TrancheState
-from fundsvc.core.fund.settlement import Fund, FundState
+from fundsvc.core.fund.settlement import Closing, Fund, FundState
 from fundsvc.core.policy import Policies, Policy, SavedGuard
 from fundsvc.core.sequences import Facts
 from fundsvc.store.database import COMMAND_SECONDS, SQL, StoreRefusal, connect, faults, refusals, snapshot, transaction
 from fundsvc.store.parameters import (
     BookRow,
+    ClosingRow,
     ListingRow,
     MovedOrderRow,
     PolicyRow,
@@ -294,7 +295,14 @@ def holding_from(row: asyncpg.Record) -> HoldingState:
 def fund_from(row: asyncpg.Record, policy: Policy) -> Fund:
     """Builds the fund from a row of `load_funds`, under a policy."""
     state = FundState(**{name: row[name] for name in FundState._fields})._replace(guard=saved_guard_from(row))
-    return Fund(contract_from(row), state, policy, suspended=row["suspended"])
+    return Fund(
+        contract_from(row), state, policy, suspended=row["suspended"], closing=closing_from(row), successor=row["successor"]
+    )
+
+
+def closing_from(row: asyncpg.Record) -> Closing | None:
+    """Returns the end of the contract of a row, or None while it is open."""
+    return None if row["closed_at"] is None else Closing(row["closed_at"], row["closed_seq"], row["closed_price"])
 
 
 def saved_guard_from(row: asyncpg.Record) -> SavedGuard | None:
@@ -403,6 +411,9 @@ def _statements(batch: Batch, partition: int, after: Offset, orders: list[list[l
         statements.append(("commit_rates", (partition, *arrays(RateState, batch.rates.values()), batch.latest_ms)))
     if batch.suspensions:
         statements.append(("commit_suspensions", arrays(SuspensionRow, batch.suspensions.items())))
+    if batch.closings:
+        rows = (ClosingRow(symbol, *closing) for symbol, closing in batch.closings.items())
+        statements.append(("commit_closings", arrays(ClosingRow, rows)))
     if batch.policies:
         statements.append(("commit_policies", (partition, after.last_id, *arrays(PolicyRow, map(policy_row, batch.policies)))))
     return statements

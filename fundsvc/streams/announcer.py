@@ -6,6 +6,7 @@ import msgspec
 
 from fundsvc.core.adl.order import AdlOrder, Origin
 from fundsvc.core.adl.valuation import SideName
+from fundsvc.core.generations import generation_of
 from fundsvc.core.numbers import format_units
 from fundsvc.streams.client import StreamClient, faults, server_time_ms
 from fundsvc.streams.producer import APPEND
@@ -55,6 +56,7 @@ class _Announcement(msgspec.Struct, tag_field="type", tag="adlOrder", gc=False):
     lots: int
     allocations: list[_Allocation]
     ts: int
+    generation: int
 
 
 _encode = msgspec.json.Encoder().encode
@@ -65,8 +67,6 @@ def announcement(order: AdlOrder, price_decimals: int) -> bytes:
     allocations = [_Allocation(account, rest) for account, rest in order.progress.rests() if rest]
     lots = sum([each.lots for each in allocations])
     price = format_units(order.price, price_decimals)
-    return _encode(
-        _Announcement(
-            order.symbol, order.adl, order.round, order.origin, order.cause, order.reduce, price, lots, allocations, order.ts
-        )
-    )
+    symbol, generation = generation_of(order.symbol)
+    of_order = order.adl, order.round, order.origin, order.cause, order.reduce
+    return _encode(_Announcement(symbol, *of_order, price, lots, allocations, order.ts, generation))

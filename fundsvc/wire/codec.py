@@ -26,6 +26,7 @@ from fundsvc.core.events import (
     Rate,
     Reason,
     Rejection,
+    Settle,
     Snapshot,
     Takeover,
     Unwind,
@@ -34,7 +35,9 @@ from fundsvc.wire.duplicate_keys import RepeatedKey, check_keys, may_repeat, may
 
 Codec = Literal["json", "msgpack"]
 
-PostedEvent = Fill | Takeover | Unwind | Mark | Position | Snapshot | AdlFill | AdlEnd | AdlAck | AdlTimeout | Rate | Listing
+PostedEvent = (
+    Fill | Takeover | Unwind | Settle | Mark | Position | Snapshot | AdlFill | AdlEnd | AdlAck | AdlTimeout | Rate | Listing
+)
 """The events that matching engines send. The owners of partitions append the others."""
 
 AnyEvent = PostedEvent | PolicyChange

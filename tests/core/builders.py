@@ -6,7 +6,7 @@ import msgspec
 
 from fundsvc.cli.tools.vectors import FundWithReserve
 from fundsvc.core.contracts import Contract
-from fundsvc.core.events import AdlEnd, AdlFill, Fill, Listing, Mark, Position, Takeover, Unwind
+from fundsvc.core.events import AdlEnd, AdlFill, Fill, Listing, Mark, Position, Settle, Takeover, Unwind
 from fundsvc.core.fund.settlement import Fund, FundState
 from fundsvc.core.partition import Partition
 from fundsvc.core.policy import Policy
@@ -74,6 +74,10 @@ def unwind(seq: int, lots: int, price: str = "50", side: str = "sell", **fields)
     return Unwind(
         **({"symbol": UNIT.symbol, "seq": seq, "ts": 1000 + seq, "side": side, "lots": lots, "price": price} | fields)
     )
+
+
+def settle(seq: int, price: str = "50", **fields) -> Settle:
+    return Settle(**({"symbol": UNIT.symbol, "seq": seq, "ts": 1000 + seq, "price": price} | fields))
 
 
 def adl_fill(seq: int, account: str, lots: int, adl: int = 1, **fields) -> AdlFill:

@@ -3,7 +3,7 @@
 from collections import Counter
 
 import msgspec
-from builders import INVERSE, UNIT, a_fund, adl_end, adl_fill, fill, mark, position, takeover, unwind
+from builders import INVERSE, UNIT, a_fund, adl_end, adl_fill, fill, mark, position, settle, takeover, unwind
 from hypothesis import strategies as st
 
 from fundsvc.core.adl.book import BookPart
@@ -24,6 +24,12 @@ PRICES = st.sampled_from(["30", "40", "45", "48.3", "50", "51.000000000001", "55
 LOTS = st.integers(1, 12)
 SIDES = st.sampled_from(["sell", "sell", "buy"])
 ACCOUNTS = st.sampled_from(["a", "b", "c"])
+KINDS = st.sampled_from(
+    [
+        *(4 * ["mark", "mark", "mark", "position", "position", "takeover", "takeover", "unwind", "fill", "execution", "end"]),
+        "settle",
+    ]
+)
 STEPS = st.integers(-2000, 40_000)
 
 TERMS = st.builds(
@@ -70,6 +76,7 @@ class Stored:
         self.orders = {}
         self.rates = {}
         self.books = {}
+        self.closings = {}
 
     def keep(self, batch) -> None:
         entries = zip(batch.entries, batch.hashes, strict=True)
@@ -85,6 +92,7 @@ class Stored:
         self.holdings |= {(row.symbol, row.side): row for row in batch.holdings}
         self.orders |= batch.orders
         self.rates |= batch.rates
+        self.closings |= batch.closings
         for book in batch.books:
             known = self.books.get(book.symbol)
             self.books[book.symbol] = book if book.parts is not None or not known else book._replace(parts=known.parts)
@@ -109,11 +117,7 @@ class World:
         self.ts += data.draw(STEPS)
         seq = self.seq + (data.draw(st.sampled_from([1, 1, 1, 1, 0])) if resends else 1)
         given = {"symbol": data.draw(SYMBOLS), "ts": self.ts}
-        kind = data.draw(
-            st.sampled_from(
-                ["mark", "mark", "mark", "position", "position", "takeover", "takeover", "unwind", "fill", "execution", "end"]
-            )
-        )
+        kind = data.draw(KINDS)
         match kind:
             case "mark":
                 event = mark(data.draw(PRICES), **given)
@@ -125,6 +129,8 @@ class World:
                 )
             case "unwind":
                 event = unwind(seq, data.draw(LOTS), data.draw(PRICES), data.draw(SIDES), **given)
+            case "settle":
+                event = settle(seq, data.draw(PRICES), **given)
             case "fill":
                 prices = {"price": data.draw(PRICES), "bankruptcy_price": data.draw(PRICES)}
                 event = fill(seq, lots=data.draw(LOTS), side=data.draw(SIDES), **prices, **given)
@@ -167,7 +173,7 @@ class World:
         funds = []
         for contract in CONTRACTS:
             symbol = contract.symbol
-            fund = Fund(contract, stored.funds[symbol], self.policy)
+            fund = Fund(contract, stored.funds[symbol], self.policy, closing=stored.closings.get(symbol))
             tranches = [row for row in stored.tranches.values() if row.symbol == symbol]
             holdings = [row for row in stored.holdings.values() if row.symbol == symbol]
             if holdings:
@@ -195,6 +201,7 @@ class World:
         inventory, orders = market.fund.inventory, market.orders.values()
         return (
             market.fund.state(),
+            market.fund.closing,
             inventory
             and (inventory.states(), [[*map(msgspec.structs.asdict, side.tranches.values())] for side in inventory.sides()]),
             [(order.state_row(), [*order.progress.rests()], {**order.failures}, {**order.times_requested}) for order in orders],
@@ -209,7 +216,8 @@ class World:
         size = len(lines) // parts + 1
         differences = []
         for first in range(0, max(1, len(lines)), size):
-            again = Replay(UNIT, (), since, {0: self.policy}, opened, inventory=inventory)
+            closing = self.stored.closings.get(symbol)
+            again = Replay(UNIT, (), since, {0: self.policy}, opened, inventory=inventory, closing=closing)
             for item, digest in lines[first : first + size]:
                 if isinstance(item, Entry):
                     again.follow(item, digest)

@@ -10,7 +10,7 @@ import msgspec
 
 from fundsvc.cli.tools.recordings import read_recording
 from fundsvc.core.contracts import partition_of
-from fundsvc.core.events import Event, Fill, Listing, Mark, Reason, Takeover, Unwind
+from fundsvc.core.events import Event, Fill, Listing, Mark, Reason, Settle, Takeover, Unwind
 from tests.crash.poison import BEGINNING_MS, BROKEN, NEVER_SETTLED, Destination, answer, poison, reasons_of
 
 EVENTS_PER_LETTER_MAX = 30
@@ -41,6 +41,12 @@ CONTRACTS: Sequence[tuple[str, str, str | float, int]] = (
     ("ETHUSDM", "ETH", "-1", 3_200),
 )
 """Symbol, settlement currency, multiplier and approximate price."""
+
+DATED = ("XBTMZ26", "USDT", 0.001, 84_000)
+"""A contract that is settled. It has no marks: they have no sequence, so one that is resent after the end is rejected."""
+
+SETTLED_AFTER = 0.7
+"""The share of the fills after which the dated contract is settled."""
 
 
 class Element(NamedTuple):
@@ -121,7 +127,12 @@ def listing_of(contract: tuple[str, str, str | float, int], **more: Any) -> List
 
 
 def _is_resent(element: Element, cursor: Mapping[str, int], chance: random.Random) -> bool:
-    """Whether a producer that resumes at a cursor resends an element."""
+    """Whether a producer that resumes at a cursor resends an element.
+
+    It resends all marks in order, because the fund accepts the takeovers after them at the last mark.
+    """
+    if isinstance(element.content, Mark) and not element.garbage:
+        return True
     if isinstance(element.content, Listing):
         return not (element.provisional and cursor.get(element.symbol))
     return element.seq > cursor.get(element.symbol, 0) if element.seq and not element.garbage else chance.random() < 0.5
@@ -140,7 +151,8 @@ def _recorded(path: Path) -> Iterator[Event]:
 def rejected_element(content: Event | dict[str, Any], symbol: str, reason: Reason) -> Element:
     """Returns an element that settlement rejects with this reason."""
     fields = content if isinstance(content, dict) else msgspec.to_builtins(content)
-    return Element(fields, symbol, fields.get("seq") or 0, reasons_of(reason))
+    closed = {Reason.CONTRACT_CLOSED} if symbol == DATED[0] else set()  # It may be resent after the settlement.
+    return Element(fields, symbol, fields.get("seq") or 0, reasons_of(reason) | closed)
 
 
 def disputed_terms(chance: random.Random, contract: tuple[str, str, str | float, int]) -> Unit:
@@ -160,16 +172,18 @@ def disputed_terms(chance: random.Random, contract: tuple[str, str, str | float,
 
 def _market(chance: random.Random, fills: int) -> Iterator[Event | Unit]:
     """Yields fills with mostly surpluses and some deficits that exceed the fund; between them marks, takeovers and listings."""
-    for contract in CONTRACTS:
-        yield listing_of(
-            contract, multiplier=contract[2] if chance.random() < 0.5 else -1 if float(contract[2]) < 0 else 7, provisional=True
-        )
-        yield listing_of(contract)
-    sequences = dict.fromkeys((contract[0] for contract in CONTRACTS), 0)
+    contracts = [*CONTRACTS, DATED]
+    for contract in contracts:
+        yield from _listings(chance, contract)
+    sequences = dict.fromkeys((contract[0] for contract in contracts), 0)
     held: dict[tuple[str, str], int] = defaultdict(int)
     jump = 0
     for number in range(fills):
-        contract = chance.choice(CONTRACTS)
+        if number == int(SETTLED_AFTER * fills):
+            contracts.remove(DATED)
+            sequences[DATED[0]] += 1
+            yield Settle(DATED[0], sequences[DATED[0]], f"{DATED[3]}.5", BEGINNING_MS + number * 1000)
+        contract = chance.choice(contracts)
         symbol, _, _, about = contract
         last = sequences[symbol]
         sequences[symbol] += chance.randint(1, 5)
@@ -177,8 +191,8 @@ def _market(chance: random.Random, fills: int) -> Iterator[Event | Unit]:
         ts = BEGINNING_MS + number * 1000 + jump
         fill_seq = sequences[symbol]
         yield _fill(chance, symbol, fill_seq, about, ts)
-        if chance.random() < 0.1:
-            yield Mark(symbol, f"{about}.5", ts)
+        if contract != DATED:
+            yield from _marks(chance, symbol, about, ts)
         if chance.random() < TAKEN_SHARE:
             sequences[symbol] += 1
             yield _moved_lots(chance, symbol, sequences[symbol], about, ts, held)
@@ -187,12 +201,39 @@ def _market(chance: random.Random, fills: int) -> Iterator[Event | Unit]:
             yield (rejected_element(other, symbol, Reason.CONFLICT),)
         if last < fill_seq - 1 and chance.random() < LATE_SHARE:
             yield (rejected_element(_fill(chance, symbol, fill_seq - 1, about, ts), symbol, Reason.LATE),)
-        if chance.random() < RELISTED_SHARE:
-            yield listing_of(contract, note=number)
-        if chance.random() < DOUBTED_SHARE:
-            yield disputed_terms(chance, contract)
-        if chance.random() < LARGE_SHARE:
-            yield (element_of(Mark(symbol, f"{about}.25", ts)),) * LARGE_EVENTS
+        yield from _relistings(chance, contract, number)
+        if DATED not in contracts:
+            yield from _after_end(chance, sequences[DATED[0]], ts)
+
+
+def _listings(chance: random.Random, contract: tuple[str, str, str | float, int]) -> Iterator[Listing]:
+    """Yields a listing of a contract with provisional terms, and then with its own."""
+    other = -1 if float(contract[2]) < 0 else 7
+    yield listing_of(contract, multiplier=contract[2] if chance.random() < 0.5 else other, provisional=True)
+    yield listing_of(contract)
+
+
+def _relistings(chance: random.Random, contract: tuple[str, str, str | float, int], number: int) -> Iterator[Event | Unit]:
+    """Yields sometimes a listing with the same terms, and seldom one with other terms."""
+    if chance.random() < RELISTED_SHARE:
+        yield listing_of(contract, note=number)
+    if chance.random() < DOUBTED_SHARE:
+        yield disputed_terms(chance, contract)
+
+
+def _marks(chance: random.Random, symbol: str, about: int, ts: int) -> Iterator[Event | Unit]:
+    """Yields sometimes a mark, and seldom very many."""
+    if chance.random() < 0.1:
+        yield Mark(symbol, f"{about}.5", ts)
+    if chance.random() < LARGE_SHARE:
+        yield (element_of(Mark(symbol, f"{about}.25", ts)),) * LARGE_EVENTS
+
+
+def _after_end(chance: random.Random, seq: int, ts: int) -> Iterator[Unit]:
+    """Yields sometimes a fill of the dated contract, which was settled by the event `seq`."""
+    if chance.random() < CONTRADICTED_SHARE:
+        after = _fill(chance, DATED[0], seq + 1, DATED[3], ts)
+        yield (rejected_element(after, DATED[0], Reason.CONTRACT_CLOSED),)
 
 
 def _moved_lots(

@@ -13,7 +13,7 @@ from fundsvc.core.commitment import LedgerSecret
 from fundsvc.core.events import Event, PolicyChange, Reason, Rejection
 from fundsvc.core.fund.chain import Entry
 from fundsvc.core.fund.inventory import HoldingState, TrancheState
-from fundsvc.core.fund.settlement import FundState
+from fundsvc.core.fund.settlement import Closing, FundState
 from fundsvc.core.partition import Partition
 from fundsvc.core.policy import Policy
 from fundsvc.wire.codec import Codec, Contents, Message
@@ -30,7 +30,8 @@ LEDGER_SECRET = "the ledger secret of the crash test which hides nothing"
 class Undisturbed:
     """Per symbol: entries with hashes, the fund, its ADL orders, their records with hashes, and the ranks of its book.
 
-    `tranches` and `holdings` are the inventories of all contracts, by symbol, entry and side.
+    `tranches` and `holdings` are the inventories of all contracts, by symbol, entry and side. `closings` are the
+    ends of contracts.
     """
 
     lines: dict[str, list[tuple[Entry, bytes]]] = field(default_factory=dict)
@@ -40,6 +41,7 @@ class Undisturbed:
     ranks: dict[str, list[list[ValuedPosition]]] = field(default_factory=dict)
     tranches: list[TrancheState] = field(default_factory=list)
     holdings: list[HoldingState] = field(default_factory=list)
+    closings: dict[str, Closing] = field(default_factory=dict)
 
 
 def undisturbed(letters: Iterable[Letter], partitions: int) -> Undisturbed:
@@ -62,6 +64,7 @@ def undisturbed(letters: Iterable[Letter], partitions: int) -> Undisturbed:
         ledger.ranks |= {contract.symbol: ranks(book) for contract, book in partition.books()}
         ledger.tranches += [row for row in batch.tranches if row.lots]
         ledger.holdings += batch.holdings
+        ledger.closings |= batch.closings
     ledger.tranches.sort()
     ledger.holdings.sort(key=lambda row: (row.symbol, row.side))
     return ledger

@@ -33,6 +33,7 @@ BY_STATE = (
     Reason.ADL_ORDER_CLOSED,
     Reason.ADL_NOT_ASKED,
     Reason.ADL_TOO_MANY_LOTS,
+    Reason.CONTRACT_CLOSED,
 )
 
 BEYOND_LETTERS = (Reason.TOO_MANY_CONTRACTS,)

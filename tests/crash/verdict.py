@@ -11,6 +11,7 @@ from fundsvc.core.adl.records import AdlRecord
 from fundsvc.core.events import Reason
 from fundsvc.core.fund.chain import Entry
 from fundsvc.core.fund.inventory import HoldingState, TrancheState
+from fundsvc.core.fund.settlement import Closing
 from fundsvc.metrics import Metrics
 from fundsvc.readmodel.adl_books import AdlBooks
 from fundsvc.store.database import SQL, open_pool
@@ -38,6 +39,7 @@ async def differences(world: World, client: StreamClient, letters: Sequence[Lett
         *await _orders(world, expected),
         *await _records(world, expected),
         *await _inventories(world, expected),
+        *await _closings(world, expected),
         *await _ranks(world, client, expected),
         *await _rejected(world, client, letters),
         *await _audit(world, expected),
@@ -98,6 +100,13 @@ async def _inventories(world: World, expected: Undisturbed) -> list[str]:
         *_difference("tranches", sorted(TrancheState(*row) for row in tranches), expected.tranches),
         *_difference("sides of inventories", [holding_from(row) for row in holdings], expected.holdings),
     ]
+
+
+async def _closings(world: World, expected: Undisturbed) -> list[str]:
+    """Compares which contracts are closed, and by which settlement."""
+    rows = await world.fetch("SELECT symbol, closed_at, closed_seq, closed_price FROM contracts WHERE closed_at IS NOT NULL")
+    found = {symbol: Closing(*closing) for symbol, *closing in rows}
+    return [] if found == expected.closings else [f"closed contracts: {found}, expected {expected.closings}"]
 
 
 async def _ranks(world: World, client: StreamClient, expected: Undisturbed) -> list[str]:

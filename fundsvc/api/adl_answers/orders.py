@@ -12,6 +12,7 @@ from fundsvc.api.visibility import Visibility, rough, rough_or_none
 from fundsvc.core.adl.order import Origin, State, amount_of, refund_of
 from fundsvc.core.adl.valuation import SideName, Valuation
 from fundsvc.core.contracts import Contract
+from fundsvc.core.generations import generation_of
 from fundsvc.core.numbers import format_units
 from fundsvc.store.adl import AdlReader, AllocationRow, OrderRow, RoundRow
 
@@ -67,6 +68,7 @@ class OrderAnswer(Answer, frozen=True, kw_only=True):
     """
 
     symbol: str
+    generation: int
     adl: int
     origin: Origin
     cause: int
@@ -104,8 +106,10 @@ async def order_answers(
 
 def _order_answer(order: OrderRow, rounds: Sequence[RoundRow], contract: Contract, visibility: Visibility) -> OrderAnswer:
     money, price = contract.settle_decimals, contract.price_decimals
+    generation = generation_of(order.symbol)
     return OrderAnswer(
-        symbol=order.symbol,
+        symbol=generation.symbol,
+        generation=generation.number,
         adl=order.adl,
         origin=order.origin,
         cause=order.cause,

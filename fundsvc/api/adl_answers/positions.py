@@ -8,6 +8,7 @@ from fundsvc.api.answers import Answer
 from fundsvc.core.adl.book import Leg
 from fundsvc.core.adl.valuation import Rank, SideName
 from fundsvc.core.contracts import Contract
+from fundsvc.core.generations import generation_of, public_symbol
 from fundsvc.core.numbers import format_units
 from fundsvc.readmodel.adl_books import AdlBooks, BookView
 from fundsvc.store.adl import ReductionRow
@@ -38,6 +39,7 @@ class ReductionAnswer(Inputs, frozen=True, kw_only=True):
     """A reduction of an account's position: `executed` of its `lots` at `price`."""
 
     symbol: str
+    generation: int
     adl: int
     cause: int
     round: int
@@ -81,7 +83,7 @@ def position_answer(view: BookView, side: SideName, row: int, rank: Rank | None)
     position = view.book.sides[side].valued(row, mark or 1)
     return PositionAnswer(
         **input_fields(position, contract, known=mark is not None),
-        symbol=contract.symbol,
+        symbol=public_symbol(contract.symbol),
         side=side,
         position_side=view.book.leg_of(side, row),
         settle_currency=contract.settle_currency,
@@ -108,12 +110,13 @@ def numbered_reduction_answer(number: int, row: ReductionRow, contract: Contract
 
 
 def _reduced(row: ReductionRow, contract: Contract) -> dict[str, Any]:
-    reduced = row.reduced
+    reduced, generation = row.reduced, generation_of(row.symbol)
     position = valued(contract, row.side, reduced, reduced.mark)
     return dict(
         **input_fields(position, contract),
         **place_fields(reduced, row.executed),
-        symbol=row.symbol,
+        symbol=generation.symbol,
+        generation=generation.number,
         adl=row.adl,
         cause=row.cause,
         round=row.round,

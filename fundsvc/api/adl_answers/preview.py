@@ -15,6 +15,7 @@ from fundsvc.core.adl.preview import Preview, TakeoverPreview
 from fundsvc.core.adl.queue import merge_small_groups
 from fundsvc.core.adl.valuation import Rank, SideName
 from fundsvc.core.contracts import Contract
+from fundsvc.core.generations import public_symbol
 from fundsvc.core.numbers import format_units
 from fundsvc.readmodel.adl_books import BookView
 from fundsvc.store.adl import AllocationRow, allocation_rows
@@ -95,7 +96,7 @@ def takeover_preview_answer(preview: TakeoverPreview, view: BookView, lots: int,
     contract, acceptance = view.contract, preview.acceptance
     money = contract.settle_decimals
     return TakeoverPreviewAnswer(
-        symbol=contract.symbol,
+        symbol=public_symbol(contract.symbol),
         lots=lots,
         accepted=acceptance.lots,
         expected_loss=format_units(acceptance.loss, money),
@@ -114,7 +115,7 @@ def preview_answer(preview: Preview, view: BookView, show: ShowOrder) -> Preview
     contract, entry, order = view.contract, preview.entry, preview.order
     money = contract.settle_decimals
     return PreviewAnswer(
-        symbol=contract.symbol,
+        symbol=public_symbol(contract.symbol),
         kind=entry.kind,
         worth=format_units(entry.change + entry.repaid - entry.uncovered, money),
         covered=format_units(max(0, -entry.change), money),

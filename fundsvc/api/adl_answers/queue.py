@@ -7,6 +7,7 @@ from fundsvc.api.answers import Answer
 from fundsvc.api.visibility import Visibility, rough, rough_or_none, rough_total
 from fundsvc.core.adl.queue import Section, joined_sections, merge_small_groups
 from fundsvc.core.contracts import Contract
+from fundsvc.core.generations import public_symbol
 from fundsvc.core.numbers import format_units
 from fundsvc.readmodel.adl_books import BookView, Queue
 
@@ -50,7 +51,7 @@ def queue_answer(view: BookView, queue: Queue, visibility: Visibility, k_min: in
     contract = view.contract
     long, short = (_sections(queue.get(name, []), contract, visibility, k_min) for name in ("long", "short"))
     return QueueAnswer(
-        symbol=contract.symbol,
+        symbol=public_symbol(contract.symbol),
         mark_price=price_text(view.book.mark, contract),
         mark_ts=None if view.book.mark is None else view.book.mark_ts,
         is_mark_stale=is_mark_stale,

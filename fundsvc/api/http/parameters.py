@@ -57,6 +57,12 @@ class PostQuery(Parameters, frozen=True):
     stream_epoch: Entry | UnsetType = UNSET
 
 
+class FundsQuery(Query, frozen=True, kw_only=True):
+    """Whether a list of funds contains those of closed contracts."""
+
+    closed: bool = False
+
+
 class CursorQuery(Query, frozen=True):
     """The producer that reads the cursor, if several share the subject of a token."""
 

@@ -18,7 +18,7 @@ from fundsvc.api.http.tokens import Caller
 T = TypeVar("T")
 
 FundsReader = Callable[[], Awaitable[Sequence[FundAnswer]]]
-"""Returns all funds as GET /api/v1/insurance-fund answers them."""
+"""Returns the funds of all open contracts as GET /api/v1/insurance-fund answers them."""
 
 TRADER: Roles = frozenset({"trader"})
 """The role for paths that a venue protects by signatures: the account of the token replaces the signer."""

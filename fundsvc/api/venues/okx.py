@@ -41,6 +41,8 @@ CHANGES: dict[Kind, Change] = {
     "flat": "regular_update",
     "takeover": "regular_update",
     "deleverage": "regular_update",
+    "carry_out": "regular_update",
+    "carry_in": "regular_update",
     "surplus": "liquidation_balance_deposit",
     "refund": "liquidation_balance_deposit",
     "shortfall": "bankruptcy_loss",

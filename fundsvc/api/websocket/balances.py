@@ -1,17 +1,18 @@
 """/insuranceFund/balance: the fund of a contract as GET /insurance-fund/{symbol} answers it, now and after each change."""
 
 from collections import defaultdict
+from collections.abc import Collection
 from functools import partial
 
 from fundsvc.api.fund_cache import FundCache
 from fundsvc.api.websocket.frames import Frames, push
 from fundsvc.api.websocket.subscriber import Subscriber
-from fundsvc.api.websocket.topics import CommandError, check_listed, retry_faults
+from fundsvc.api.websocket.topics import CommandError, listed_key, retry_faults
 from fundsvc.metrics import Metrics
 from fundsvc.readmodel.ledger_tail import Change, Tail
 
 ALL = "all"
-"""The part that selects all contracts, including those listed later."""
+"""The part that selects all open contracts, including those listed later, and the change that closes one."""
 
 
 class Balances:
@@ -34,7 +35,7 @@ class Balances:
                 400, f"after is {after}: {self.path} has no history; omit `after`, or subscribe to /insuranceFund/entry"
             )
         if part != ALL:
-            check_listed(self._tail, part)
+            listed_key(self._tail, part)
 
     async def subscribe(self, subscriber: Subscriber, part: str, after: int | None) -> None:  # noqa: ARG002 - see `check`
         """Sends the present funds, and then each change."""
@@ -50,16 +51,24 @@ class Balances:
     def publish(self, change: Change) -> None:
         """Sends the changed funds to their subscribers."""
         for fund in change.funds:
-            subscribers = self._subscribers[ALL] | self._subscribers[fund.symbol]
-            if subscribers:
-                frame = self._frame(fund.symbol)
-                for subscriber in subscribers:
-                    subscriber.push_latest(fund.symbol, frame)
-                self._metrics.websocket_frames.inc(len(subscribers))
+            first, *others = self._tail.names_of(fund.symbol)
+            self._send(first, fund.symbol, self._subscribers[ALL] | self._subscribers[first])
+            for name in others:
+                self._send(name, fund.symbol, self._subscribers[name])
+
+    def _send(self, name: str, key: str, subscribers: Collection[Subscriber]) -> None:
+        if subscribers:
+            frame = self._frame(name, key)
+            for subscriber in subscribers:
+                subscriber.push_latest(name, frame)
+            self._metrics.websocket_frames.inc(len(subscribers))
 
     async def _snapshot(self, part: str) -> dict[str, Frames]:
         """Returns the present funds. Raises StoreFault until marks and rates were read once; after that it never does."""
-        return {symbol: self._frame(symbol) for symbol in (self._tail.funds if part == ALL else [part])}
+        tail = self._tail
+        if part != ALL:
+            return {part: self._frame(part, listed_key(tail, part))}
+        return {name: self._frame(name, key) for name, key in tail.current.items() if not tail.funds[key].closed}
 
-    def _frame(self, symbol: str) -> Frames:
-        return push(f"{self.path}:{symbol}", "balance.change", self._funds.data(symbol))
+    def _frame(self, name: str, key: str) -> Frames:
+        return push(f"{self.path}:{name}", "balance.change", self._funds.data(key))

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import groupby
 
 from aiohttp import WSCloseCode
@@ -10,7 +10,7 @@ from aiohttp import WSCloseCode
 from fundsvc.api.answers import entry_answer
 from fundsvc.api.websocket.frames import Frames, concatenate, push
 from fundsvc.api.websocket.subscriber import Subscriber
-from fundsvc.api.websocket.topics import check_listed
+from fundsvc.api.websocket.topics import listed_key
 from fundsvc.metrics import Metrics
 from fundsvc.readmodel.ledger_tail import RETRY_SECONDS, Change, Tail
 from fundsvc.store.database import StoreFault
@@ -39,61 +39,73 @@ class Entries:
 
     def check(self, part: str, after: int | None) -> None:  # noqa: ARG002 - see `join`
         """Raises CommandError if the contract is not listed. `after` may be ahead: another process may have sent that entry."""
-        check_listed(self._tail, part)
+        listed_key(self._tail, part)
 
     async def subscribe(self, subscriber: Subscriber, part: str, after: int | None) -> None:
         """Sends the entries after number `after`, by default only future ones."""
         self._subscribers[part].add(subscriber)
-        sent = self._tail.follow(part) if after is None else after
-        if not await self._wait_until_settled(part, sent):
-            last = self._tail.funds[part].entry
+        key = listed_key(self._tail, part)
+        sent = self._tail.follow(key) if after is None else after
+        if not await self._wait_until_settled(key, sent):
+            last = self._tail.funds[key].entry
             subscriber.close(WSCloseCode.POLICY_VIOLATION, f"after is {sent}: the last entry of {part} is {last}")
             return
         # The tail has published the entries up to the cursor and will publish the later ones. No entry can fall between the
         # last check and `add`, because nothing is awaited there.
-        while sent < (cursor := self._tail.follow(part)):
-            sent = await self._catch_up(subscriber, part, sent, cursor)
+        while sent < (cursor := self._tail.follow(key)):
+            sent = await self._catch_up(subscriber, part, key, sent, cursor)
         self._live[part].add(subscriber)
 
     def unsubscribe(self, subscriber: Subscriber, part: str) -> None:
         """Sends no further entries. The tail stops reading the entries of a contract without subscribers."""
         self._live[part].discard(subscriber)
         self._subscribers[part].discard(subscriber)
-        if not self._subscribers[part]:
-            self._tail.leave(part)
+        key = listed_key(self._tail, part)
+        if not any(self._subscribers[name] for name in self._tail.names_of(key)):
+            self._tail.leave(key)
 
     def publish(self, change: Change) -> None:
-        """Sends new entries to the subscribers of their contracts, in one write per contract."""
-        for symbol, found in groupby(change.entries, lambda row: row.symbol):
-            if subscribers := self._live[symbol]:
-                rows = list(found)
-                frames = self._frames(symbol, rows)
-                for subscriber in subscribers:
-                    subscriber.push(frames)
-                self._metrics.websocket_frames.inc(len(rows) * len(subscribers))
+        """Sends new entries to the subscribers of their contracts, in one write per contract.
 
-    async def _wait_until_settled(self, symbol: str, entry: int) -> bool:
+        A subscription to a symbol continues with the first entry of a new generation.
+        """
+        for fund in change.funds:
+            if self._subscribers[self._tail.names_of(fund.symbol)[0]]:
+                self._tail.follow(fund.symbol, 0)
+        for key, found in groupby(change.entries, lambda row: row.symbol):
+            rows = list(found)
+            for name in self._tail.names_of(key):
+                self._send(name, key, rows)
+
+    def _send(self, name: str, key: str, rows: Sequence[EntryRow]) -> None:
+        if subscribers := self._live[name]:
+            frames = self._frames(name, key, rows)
+            for subscriber in subscribers:
+                subscriber.push(frames)
+            self._metrics.websocket_frames.inc(len(rows) * len(subscribers))
+
+    async def _wait_until_settled(self, key: str, entry: int) -> bool:
         """Waits until the tail has an entry that another process may have sent before. Returns False if it does not appear."""
         for _ in range(AHEAD_RETRIES_MAX):
-            if self._tail.follow(symbol) >= entry:
+            if self._tail.follow(key) >= entry:
                 return True
             await asyncio.sleep(RETRY_SECONDS)
         return False
 
-    async def _catch_up(self, subscriber: Subscriber, symbol: str, sent: int, cursor: int) -> int:
+    async def _catch_up(self, subscriber: Subscriber, name: str, key: str, sent: int, cursor: int) -> int:
         """Sends the next entries after `sent`, none beyond the cursor. Returns the number of the last entry sent."""
         await subscriber.drained()
         try:
-            rows = await self._reader.history(symbol, count=min(CATCH_UP_ENTRIES, cursor - sent), offset=sent, forward=True)
+            rows = await self._reader.history(key, count=min(CATCH_UP_ENTRIES, cursor - sent), offset=sent, forward=True)
         except StoreFault:
             rows = []
         if not rows:  # The database is unreachable, or it is a replica that lags behind the one that the tail reads.
             await asyncio.sleep(RETRY_SECONDS)
             return sent
-        subscriber.push(self._frames(symbol, rows))
+        subscriber.push(self._frames(name, key, rows))
         self._metrics.websocket_frames.inc(len(rows))
         return rows[-1].entry
 
-    def _frames(self, symbol: str, rows: Iterable[EntryRow]) -> Frames:
-        topic, contract = f"{self.path}:{symbol}", self._tail.contracts[symbol]
+    def _frames(self, name: str, key: str, rows: Iterable[EntryRow]) -> Frames:
+        topic, contract = f"{self.path}:{name}", self._tail.contracts[key]
         return concatenate(push(topic, "entry", entry_answer(row, contract)) for row in rows)

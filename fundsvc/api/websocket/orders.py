@@ -9,7 +9,7 @@ from fundsvc.api.adl_answers.orders import order_answers
 from fundsvc.api.visibility import PUBLIC
 from fundsvc.api.websocket.frames import Frames, concatenate, push
 from fundsvc.api.websocket.subscriber import Subscriber
-from fundsvc.api.websocket.topics import CommandError, check_listed, retry_faults
+from fundsvc.api.websocket.topics import CommandError, listed_key, retry_faults
 from fundsvc.metrics import Metrics
 from fundsvc.readmodel.ledger_tail import Change, Tail
 from fundsvc.store.adl import AdlReader, OrderRow
@@ -42,7 +42,7 @@ class Orders:
 
     def check(self, part: str, after: int | None) -> None:
         """Raises CommandError if the contract is not listed, or if `after` is given."""
-        check_listed(self._tail, part)
+        listed_key(self._tail, part)
         if after is not None:
             raise CommandError(
                 400, f"after is {after}: {self.path} has no history; omit `after`, and read GET /api/v1/adl/{part}/orders"
@@ -53,7 +53,8 @@ class Orders:
         async with self._sending:
             # The lock delays changes from here on until the open orders are sent.
             self._subscribers[part].add(subscriber)
-            subscriber.push(await self._frames(part, self._tail.open_orders(part)))
+            key = listed_key(self._tail, part)
+            subscriber.push(await self._frames(part, key, self._tail.open_orders(key)))
 
     def unsubscribe(self, subscriber: Subscriber, part: str) -> None:
         """Sends no further orders."""
@@ -61,21 +62,28 @@ class Orders:
 
     def publish(self, change: Change) -> None:
         """Queues changed orders of contracts with subscribers."""
-        self._pending |= {(order.symbol, order.adl): order for order in change.orders if self._subscribers[order.symbol]}
+        for order in change.orders:
+            if any(self._subscribers[name] for name in self._tail.names_of(order.symbol)):
+                self._pending[order.symbol, order.adl] = order
         if self._pending:
             self._has_pending.set()
 
     async def _send_pending(self) -> None:
         pending, self._pending = self._pending, {}
-        for symbol, orders in groupby(pending.values(), lambda order: order.symbol):
+        for key, orders in groupby(pending.values(), lambda order: order.symbol):
             rows = list(orders)
-            frames = await self._frames(symbol, rows)
-            for subscriber in self._subscribers[symbol]:
-                subscriber.push(frames)
-            self._metrics.websocket_frames.inc(len(rows) * len(self._subscribers[symbol]))
+            for name in self._tail.names_of(key):
+                if self._subscribers[name]:
+                    await self._send(name, key, rows)
 
-    async def _frames(self, symbol: str, rows: Sequence[OrderRow]) -> Frames:
+    async def _send(self, name: str, key: str, rows: Sequence[OrderRow]) -> None:
+        frames = await self._frames(name, key, rows)
+        for subscriber in self._subscribers[name]:
+            subscriber.push(frames)
+        self._metrics.websocket_frames.inc(len(rows) * len(self._subscribers[name]))
+
+    async def _frames(self, name: str, key: str, rows: Sequence[OrderRow]) -> Frames:
         """Reads the rounds of the orders and encodes them. Retries after faults."""
-        topic, contract = f"{self.path}:{symbol}", self._tail.contracts[symbol]
+        topic, contract = f"{self.path}:{name}", self._tail.contracts[key]
         answers = await retry_faults(lambda: order_answers(self._ledger, rows, contract, PUBLIC)) if rows else []
         return concatenate(push(topic, "order.change", answer) for answer in answers)

@@ -43,7 +43,7 @@ class Command(msgspec.Struct, rename="camel"):
 
 
 class Topic(Protocol):
-    """A topic. Its parts are symbols, `all`, or "" for a topic without parts; `suffix` shows their syntax after the path.
+    """A topic. Its parts are public names of contracts, `all`, or "" for a topic without parts; `suffix` shows their syntax.
 
     A client has at most one subscription of each part. Each `subscribe` that began is followed by an `unsubscribe`.
     """
@@ -84,10 +84,12 @@ def parse_topic(topics: Mapping[str, Topic], name: str) -> TopicParts:
     return TopicParts(topic, list(dict.fromkeys(parts.split(","))))
 
 
-def check_listed(tail: Tail, symbol: str) -> None:
-    """Raises CommandError if the contract is not listed."""
-    if symbol not in tail.contracts:
-        raise CommandError(404, f"contract {_shown(symbol)} is not listed: GET /api/v1/contracts/active lists all")
+def listed_key(tail: Tail, name: str) -> str:
+    """Returns the ledger key of the contract with a public name; raises CommandError if it is not listed."""
+    key = tail.key_of(name)
+    if key is None:
+        raise CommandError(404, f"contract {_shown(name)} is not listed: GET /api/v1/contracts/active lists all")
+    return key
 
 
 async def retry_faults(query: Callable[[], Awaitable[T]]) -> T:

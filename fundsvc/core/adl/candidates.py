@@ -1,7 +1,7 @@
 """Ranked positions of a side: their order, and the columns from which rounds are allocated."""
 
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,9 +9,34 @@ from numpy.typing import NDArray
 from fundsvc.core.adl.account_order import Ordinals
 from fundsvc.core.adl.allocation import Sharing
 from fundsvc.core.adl.ranking import ROUNDING_ERROR, Floats, Integers, Leaders, Mask, numbers_of
+from fundsvc.core.adl.valuation import Valuation
 
-if TYPE_CHECKING:
-    from fundsvc.core.adl.side import Side
+
+class Positions(Protocol):
+    """What candidates need of the positions of their side, by row; see `Side`."""
+
+    valuation: Valuation
+
+    def lots_of(self, rows: NDArray[np.integer]) -> Integers:
+        """Returns the open lots of rows."""
+
+    def promised(self, rows: NDArray[np.integer]) -> Integers:
+        """Returns the promised lots of rows."""
+
+    def promised_at(self, row: int) -> int:
+        """Returns the promised lots of a row."""
+
+    def profits(self, rows: NDArray[np.integer], mark: int) -> Floats:
+        """Returns the unrealised PnL of rows at a mark, up to a common factor."""
+
+    def stakes(self, rows: NDArray[np.integer]) -> tuple[Floats, Floats]:
+        """Returns, per lot of each row: margin - direction x entry value, and margin + entry value."""
+
+    def limit(self, row: int) -> int:
+        """Returns the last price at which closing a row leaves no deficit."""
+
+    def ordinals(self, rows: NDArray[np.integer]) -> Ordinals:
+        """Returns the ordinals of the accounts of rows."""
 
 
 class Candidates:
@@ -23,7 +48,7 @@ class Candidates:
     """
 
     def __init__(
-        self, side: "Side", mark: int, leaders: Leaders, gainers: int, *, complete: bool, ranks: Integers | None = None
+        self, side: Positions, mark: int, leaders: Leaders, gainers: int, *, complete: bool, ranks: Integers | None = None
     ) -> None:
         self.mark = mark
         self.rows = leaders.rows

@@ -23,9 +23,13 @@ GENESIS = bytes(32)
 SEALED_ACCOUNT, SEALED_COMMITMENT = 1, 2
 """Versions of the hashed array."""
 
-Kind = Literal["surplus", "flat", "shortfall", "refund", "cover", "takeover", "deleverage"]
+CARRIED = "carry/"
+"""The beginning of the `order_id` of an entry that moves a balance; the public name of the other contract follows."""
+
+Kind = Literal["surplus", "flat", "shortfall", "refund", "cover", "takeover", "deleverage", "carry_out", "carry_in"]
 """The kind of an entry. An ADL order causes a `refund` if it took more than needed, and a `cover` if it ended uncovered. A
-`takeover` adds a tranche to the inventory. A `deleverage` records lots that ADL took in place of the fund.
+`takeover` adds a tranche to the inventory. A `deleverage` records lots that ADL took in place of the fund. A
+`carry_out` moves the balance of a closed contract to its successor, whose entry is a `carry_in`.
 """
 
 

@@ -157,8 +157,8 @@ class Holding:
 
     def pieces(self, lots: int) -> list[Piece]:
         """Returns what an unwind of `lots` takes, oldest tranche first: free lots of all tranches, then promised ones."""
-        oldest = next(iter(self.tranches.values()))
-        if lots <= oldest.free:
+        oldest = next(iter(self.tranches.values()), None)
+        if oldest is not None and 0 < lots <= oldest.free:
             return [Piece(oldest, lots, 0)]
         taken: dict[int, Piece] = {}
         for tranche in self.tranches.values():

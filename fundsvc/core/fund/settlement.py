@@ -22,9 +22,10 @@ from fundsvc.core.checks import check_fill
 from fundsvc.core.commitment import LedgerSecret
 from fundsvc.core.contracts import Contract
 from fundsvc.core.events import AdlFill, Fill, Reason, Rejection, Takeover
-from fundsvc.core.fund.chain import GENESIS, Entry, Kind, link
+from fundsvc.core.fund.chain import CARRIED, GENESIS, Entry, Kind, link
 from fundsvc.core.fund.fullness import exact
 from fundsvc.core.fund.inventory import HoldingState, Inventory, Tranche, TrancheState
+from fundsvc.core.generations import generation_of
 from fundsvc.core.numbers import INT64_MAX, format_units
 from fundsvc.core.policy import Guard, Policy, SavedGuard, share_of
 
@@ -53,6 +54,17 @@ class FundState(NamedTuple):
     adl_head: bytes = GENESIS
 
 
+class Closing(NamedTuple):
+    """The end of a contract: the engine's time (ms), and the sequence and price of its settlement.
+
+    A contract that its listing closed has the time of the stream, and 0 for sequence and price.
+    """
+
+    at: int
+    seq: int = 0
+    price: int = 0
+
+
 class Fund:
     """The isolated fund of one contract, as of its last entry; see `FundState` for the stored fields.
 
@@ -60,6 +72,8 @@ class Fund:
     to the balance and repaid of the outstanding amount since the fund was loaded. `policy_version` is the version of `policy`,
     and `suspended` whether the contract's terms are in doubt. `secret` seals the accounts of new entries; without a secret,
     entries contain the accounts themselves. `inventory` are the positions that the fund holds; None before the first takeover.
+    `closing` is the end of the contract; None while it is open. `successor` is the symbol of the contract that continues it,
+    "" if its listing names none.
     """
 
     __slots__ = (
@@ -69,6 +83,7 @@ class Fund:
         "adl_head",
         "adl_record",
         "balance",
+        "closing",
         "contract",
         "credited",
         "entry",
@@ -82,6 +97,7 @@ class Fund:
         "repaid",
         "secret",
         "seq",
+        "successor",
         "suspended",
     )
 
@@ -92,6 +108,8 @@ class Fund:
         policy: Policy = Policy(),  # noqa: B008 - frozen
         *,
         suspended: bool = False,
+        closing: Closing | None = None,
+        successor: str = "",
     ) -> None:
         state = state or FundState(contract.symbol)
         self.contract = contract
@@ -107,6 +125,8 @@ class Fund:
         self.policy = policy
         self.policy_version = 0
         self.suspended = suspended
+        self.closing = closing
+        self.successor = successor
         self.secret: LedgerSecret | None = None
         self.inventory: Inventory | None = None
         self.open_in_adl = 0
@@ -232,10 +252,10 @@ class Fund:
             self._repay(repaid)
         if closes and self.inventory:
             self.inventory.close(fill.side, closes, fill.lots)
-        number = self.entry + 1
+        symbol, number = self.contract.symbol, self.entry + 1
         return self._append(
             Entry(
-                fill.symbol,
+                symbol,
                 number,
                 fill.seq,
                 kind,
@@ -251,14 +271,14 @@ class Fund:
                 fill.order_id,
                 fill.account,
                 fill.ts,
-                self.secret.seal(fill.symbol, number, fill.account) if self.secret else b"",
+                self.secret.seal(symbol, number, fill.account) if self.secret else b"",
                 closes,
             )
         )
 
     def take_over(self, takeover: Takeover, lots: int, price: int) -> tuple[Entry, bytes]:
         """Adds lots of a takeover to the inventory as a tranche; returns its entry and the entry's hash."""
-        symbol, number, account = takeover.symbol, self.entry + 1, takeover.account
+        symbol, number, account = self.contract.symbol, self.entry + 1, takeover.account
         entry = Entry(
             symbol,
             number,
@@ -323,6 +343,23 @@ class Fund:
             return None
         self._repay(paid)
         return self._append(self.adl_entry("cover", order, -paid, paid, order.needed, seq or self.seq, ts))
+
+    def carry_out(self, to: str, ts: int) -> tuple[Entry, bytes]:
+        """Moves the whole balance of a closed contract to the contract with a ledger key; returns the entry and its hash."""
+        seq = max(self.seq, self.closing.seq if self.closing else 0)
+        return self._append(self._carried("carry_out", -self.balance, seq, to, ts))
+
+    def carry_in(self, amount: int, origin: str, ts: int) -> tuple[Entry, bytes]:
+        """Receives the balance of the closed contract with a ledger key; returns the entry and its hash.
+
+        The entry has the fund's last sequence: that of the end of the other contract does not belong to this one.
+        """
+        return self._append(self._carried("carry_in", amount, self.seq, origin, ts))
+
+    def _carried(self, kind: Kind, change: int, seq: int, other: str, ts: int) -> Entry:
+        name = CARRIED + generation_of(other).name
+        symbol, number, balance = self.contract.symbol, self.entry + 1, self.balance + change
+        return Entry(symbol, number, seq, kind, change, balance, 0, 0, "sell", 0, 0, 0, "", name, "", ts)
 
     def record(
         self,

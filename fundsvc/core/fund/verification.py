@@ -14,11 +14,12 @@ from fundsvc.core.adl.records import AdlRecord, OrderBody, order_of
 from fundsvc.core.adl.verification import OpenOrders, OrdersCheckpoint, OrdersReplay
 from fundsvc.core.commitment import NO_SECRETS, SEAL_BYTES, Secrets, commitment, seal_parts
 from fundsvc.core.contracts import Contract, contract_of, partition_of
-from fundsvc.core.events import Rejection
-from fundsvc.core.fund.chain import GENESIS, Entry, link
+from fundsvc.core.events import SETTLEMENT, Rejection
+from fundsvc.core.fund.chain import CARRIED, GENESIS, Entry, link
 from fundsvc.core.fund.held_lots import HeldReplay
 from fundsvc.core.fund.inventory import Inventory
-from fundsvc.core.fund.settlement import Fund, FundState
+from fundsvc.core.fund.settlement import Closing, Fund, FundState
+from fundsvc.core.generations import named_generation, public_symbol
 from fundsvc.core.policy import Guard, Policy, SavedGuard, payable
 
 Policies = Mapping[int, Policy]
@@ -108,7 +109,7 @@ def contract_differences(contract: Contract, specification: dict[str, Any], part
         listed = contract_of(specification, {}, 0)
     except Rejection as rejection:
         return [f"{contract.symbol}: its listing is illegal: {rejection}"]
-    terms = [(one.symbol, one.settle_currency, one.multiplier, one.is_inverse) for one in (contract, listed)]
+    terms = [(public_symbol(one.symbol), one.settle_currency, one.multiplier, one.is_inverse) for one in (contract, listed)]
     home = partition_of(contract.symbol, partitions)
     found = [f"{contract.symbol}: its terms are {terms[0]}, it was listed with {terms[1]}"] if terms[0] != terms[1] else []
     return found + ([f"{contract.symbol}: its partition is {partition}, it should be {home}"] if partition != home else [])
@@ -122,7 +123,8 @@ class Replay:
     fund held; the replay changes both, so that they belong to its own checkpoint afterwards. `differences` are sentences; an
     empty list means that the ledger is correct. `differs_at` is the number of the first entry that differs, or of the last
     entry before a record that differs; None without a difference. `orders` are the recomputed ADL orders. `secrets` open the
-    commitments to accounts; `unopened` counts the commitments whose secret is not configured.
+    commitments to accounts; `unopened` counts the commitments whose secret is not configured. `closing` is the end of the
+    contract, None while it is open.
     """
 
     def __init__(
@@ -134,6 +136,7 @@ class Replay:
         opened: OpenOrders | None = None,
         secrets: Secrets = NO_SECRETS,
         inventory: Inventory | None = None,
+        closing: Closing | None = None,
     ) -> None:
         self.differences: list[str] = []
         self.unopened = 0
@@ -141,6 +144,7 @@ class Replay:
         state = FundState(contract.symbol, since.balance, since.outstanding, since.entry, since.seq, head=since.head)
         self._fund = Fund(contract, state)
         self._late = late
+        self._closing = closing
         self._secrets = secrets
         self._seq = since.seq
         self._uncovered = since.uncovered
@@ -193,6 +197,9 @@ class Replay:
             self._differ("has a negative amount")
         if entry.kind in ("refund", "cover"):
             self._check_of_order(entry, pending)
+        elif entry.kind in ("carry_out", "carry_in"):
+            self._check_optional(pending)
+            self._check_carried(entry)
         elif entry.kind == "deleverage" or entry.forced:
             self._check_of_lots(entry, pending)
         elif entry.kind == "takeover":
@@ -274,6 +281,8 @@ class Replay:
             outstanding = self._fund.outstanding + self._undated.ended
             self._compare("the fund's outstanding is", "its entries and records give", state.outstanding, outstanding)
         ours = self.orders
+        if self._closing and (ours.orders or self.held.inventory.lots):
+            self.differences.append("the contract is closed, but orders are open or lots are held")
         self._compare(
             "the fund has (ADL orders, records, head)",
             "its records give",
@@ -309,6 +318,7 @@ class Replay:
         """
         if entry.closes:
             self.held.check_piece(entry)
+            self._check_settlement(entry)
         if entry.seq <= self._seq - bool(entry.closes) and entry.entry not in self._late:
             self._differ(f"sequence {entry.seq} is not above {self._seq}")
         worth = self._worth(entry)
@@ -323,6 +333,27 @@ class Replay:
             self._pending = Pending(entry, known)
         else:
             self._check_paid(entry, None, known=known)
+
+    def _check_settlement(self, entry: Entry) -> None:
+        """Checks that an entry belongs to the settlement of the contract if it has the sequence or the order id of that."""
+        closing = self._closing or Closing(0)
+        found, wanted = (entry.seq, entry.price, entry.ts), (closing.seq, closing.price, closing.at)
+        if (entry.order_id == SETTLEMENT or entry.seq == closing.seq) and (found, entry.order_id) != (wanted, SETTLEMENT):
+            self._differ(f"has (seq, price, ts) {found} and order id {entry.order_id!r}, the contract was settled by {wanted}")
+
+    def _check_carried(self, entry: Entry) -> None:
+        """Checks an entry that moves the balance of a closed contract. The entry in the other chain is compared separately."""
+        is_out, other = entry.kind == "carry_out", entry.order_id.removeprefix(CARRIED)
+        others = entry.uncovered, entry.repaid, entry.lots, entry.price, entry.bankruptcy_price, entry.closes
+        texts = entry.side, entry.trade_id, entry.account, entry.order_id
+        if (entry.change < 0) != is_out or not entry.change or any(others) or texts != ("sell", "", "", CARRIED + other):
+            self._differ(f"has fields that a {entry.kind} cannot have")
+        if named_generation(other) is None or entry.seq < self._seq:
+            self._differ(f"names the contract {other!r} and has sequence {entry.seq}, the one before has {self._seq}")
+        if is_out and (entry.balance or self._fund.outstanding or self.orders.orders or self.held.inventory.lots):
+            self._differ("moves a balance while something is left, outstanding or open")
+        if is_out and not self._rules.may_carry():
+            self._differ("moves a balance, which no policy does")
 
     def _check_takeover(self, entry: Entry, *, known: bool) -> None:
         """Checks an entry of accepted lots. Whether the fund can bear their loss depends on the mark, which is not recorded."""
@@ -549,6 +580,10 @@ class _Rules:
         """Whether a version of the policies accepts lots of takeovers; True if none is known."""
         return not self.versions or any(self._funds[one].policy.takeover.mode != "adl" for one in self.versions)
 
+    def may_carry(self) -> bool:
+        """Whether a version of the policies moves the balance of a closed contract; True if none is known."""
+        return not self.versions or any(self._funds[one].policy.on_close == "successor" for one in self.versions)
+
     def observe(self, ts: int, balance: int) -> None:
         """Adds a balance at a time (ms) to the guard."""
         if self._guard:
@@ -559,7 +594,8 @@ class _Rules:
         fund = self._funds[version]
         uncovered, covered = shortfall.uncovered, -shortfall.change
         escalates = uncovered > 0 and uncovered >= fund.escalate_min(shortfall.bankruptcy_price)
-        if escalates != (order is not None):
+        is_of_settlement = shortfall.closes > 0 and shortfall.order_id == SETTLEMENT and order is None
+        if escalates != (order is not None) and not is_of_settlement:
             return False
         if order is not None and len(order.progress) and fund.policy.waterfall == "adl_then_fund":
             return covered == 0
