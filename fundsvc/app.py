@@ -46,6 +46,7 @@ from fundsvc.logs.faults import Outage
 from fundsvc.metrics import Metrics
 from fundsvc.mutual.api.accounts import InsuredResources
 from fundsvc.mutual.api.pools import PoolResources
+from fundsvc.mutual.api.topics import mutual_topics
 from fundsvc.mutual.readmodel import open_pools
 from fundsvc.mutual.store.reader import MutualReader
 from fundsvc.readmodel.adl_books import open_adl_books
@@ -267,7 +268,10 @@ async def _serving(
         sizing = TargetResources(reader, Targets(pool))
         adl = AdlResources(reader, ledger, books, tail, policy_of, config.queue.k_min)
         venues = venue_endpoints(config.http.venues, cached.answers, funds.summary, adl, reader, Histories(pool), policy_of)
-        async with websocket_endpoints(config, tail, cached, reader, ledger, books, metrics) as websocket:
+        async with (
+            mutual_topics(pools, insured, MutualReader(pool), metrics) as topics,
+            websocket_endpoints(config, tail, cached, reader, ledger, books, metrics, topics) as websocket,
+        ):
             of_funds = (*cached.routes, *funds.routes, *inventory.routes, *sizing.routes)
             of_mutual = (*PoolResources(pools, *mutual).routes, *insured.routes)
             routes = (*contracts.routes, ingest.endpoint, *of_funds, *adl.routes, *of_mutual)

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 
 import structlog
@@ -25,8 +25,8 @@ SILENCE_SECONDS_MAX = 3.0
 
 log = structlog.get_logger()
 
-Listener = Callable[[Mapping[str, PoolView], Collection[str]], None]
-"""Called with the pools as they were before a change, and the names of those that changed, after `views` contains them."""
+Listener = Callable[[Mapping[str, PoolView], Mapping[str, PoolView]], None]
+"""Called with all pools before a change, and with those that changed, by name, after `views` contains them."""
 
 
 class Pools:
@@ -62,7 +62,7 @@ class Pools:
         views = await self._reader.views(before)
         self._read_at = time.monotonic()
         self.as_of_ms = as_of
-        changed = [name for name, view in views.items() if before.get(name) != view]
+        changed = {name: view for name, view in views.items() if before.get(name) != view}
         if changed:
             self.views = views
             for listener in self.listeners:
