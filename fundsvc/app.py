@@ -47,6 +47,7 @@ from fundsvc.metrics import Metrics
 from fundsvc.mutual.api.accounts import InsuredResources
 from fundsvc.mutual.api.pools import PoolResources
 from fundsvc.mutual.api.topics import mutual_topics
+from fundsvc.mutual.engine.pools import pool_sessions
 from fundsvc.mutual.readmodel import open_pools
 from fundsvc.mutual.store.reader import MutualReader
 from fundsvc.readmodel.adl_books import open_adl_books
@@ -152,7 +153,7 @@ async def run_service(
     metrics.partitions.set(config.stream.partitions)
     async with connected(config) as (pool, client), asyncio.TaskGroup() as tasks:
         metrics.add_pool(pool)
-        running = Engine(config, metrics) if engine else None
+        running = Engine(config, metrics, pool_sessions(config, metrics)) if engine else None
         consumer = tasks.create_task(running.run(stop)) if running else None
         async with http_side(config, metrics, pool, client, engine=running, public=api) as url:
             gc.freeze()  # what was built so far lives as long as the process
@@ -345,9 +346,9 @@ async def consuming(config: Config, pool: Pool) -> AsyncIterator[None]:
     if live:
         yield
         return
-    stop = asyncio.Event()
+    stop, metrics = asyncio.Event(), Metrics()
     async with asyncio.TaskGroup() as tasks:
-        tasks.create_task(run_engine(Engine(config, Metrics()), stop))
+        tasks.create_task(run_engine(Engine(config, metrics, pool_sessions(config, metrics)), stop))
         try:
             yield
         finally:

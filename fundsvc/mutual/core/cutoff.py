@@ -111,10 +111,15 @@ def share(register: Register, at: int) -> Iterator[None]:
 
 
 def _check(register: Register, account: Account, at: int) -> Sequence[int]:
-    """Determines whether an account is fit at a cut-off; returns its policies that freeze or thaw (rule 5a)."""
+    """Determines whether an account is fit at a cut-off; returns its policies that freeze or thaw (rule 5a).
+
+    An account whose policies have ended since it was listed has no fitness, as after a restart, which does not list it.
+    """
     if account.check_at != at:
         return ()
     account.check_at = 0
+    if not account.live:
+        return ()
     unfit_from = register.unfit_from(account, at)
     if unfit_from > at:
         register.check_at(account, unfit_from)
