@@ -248,7 +248,8 @@ async def _serving(
         access_control = AccessControl(config.http, config.token, (endpoint.path for endpoint in operations))
         producer = Producer.configured(client, config.stream)
         epochs = StreamEpochs(EpochStore(primary), producer, config.stream.partitions)
-        contracts = ContractResources(reader, stream_key, epochs)
+        mutual = MutualReader(pool)
+        contracts = ContractResources(reader, stream_key, epochs, mutual)
         ingest = Ingest(config, reader, producer, epochs, access_control)
         exports = Exports(config.http.exports_max)
         funds = FundResources(
@@ -264,17 +265,17 @@ async def _serving(
         )
         cached = FundCache(tail, funds.answer)
         inventory = InventoryResources(reader, InventoryReader(pool), tail, appraiser.mark)
-        mutual = MutualReader(pool), MutualReader(exporting), exports
-        insured = InsuredResources(pools, *mutual)
+        of_pools = PoolResources(pools, mutual, MutualReader(exporting), exports)
+        insured = InsuredResources(pools, mutual, MutualReader(exporting), exports)
         sizing = TargetResources(reader, Targets(pool))
         adl = AdlResources(reader, ledger, books, tail, policy_of, config.queue.k_min)
         venues = venue_endpoints(config.http.venues, cached.answers, funds.summary, adl, reader, Histories(pool), policy_of)
         async with (
-            mutual_topics(pools, insured, MutualReader(pool), metrics) as topics,
+            mutual_topics(pools, insured, mutual, metrics) as topics,
             websocket_endpoints(config, tail, cached, reader, ledger, books, metrics, topics) as websocket,
         ):
             of_funds = (*cached.routes, *funds.routes, *inventory.routes, *sizing.routes)
-            of_mutual = (*PoolResources(pools, *mutual).routes, *insured.routes)
+            of_mutual = (*of_pools.routes, *insured.routes)
             routes = (*contracts.routes, ingest.endpoint, *of_funds, *adl.routes, *of_mutual)
             table = endpoints((*operations, *routes, *websocket.endpoints, *venues))
             middleware = Middleware(metrics, access_control)
