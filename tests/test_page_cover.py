@@ -135,7 +135,7 @@ async def test_account_shows_progress_and_stages_and_follows_changes(open_window
     ("account", "state", "action"),
     [(BERT, "Inactive", "a volume of 1000 more"), (CARL, "Unfunded", "transfer 38 to the insurance account")],
 )
-async def test_account_without_cover_is_told_what_to_do(open_window, account, state, action):  # noqa: F811
+async def test_account_without_cover_shows_what_to_do(open_window, account, state, action):  # noqa: F811
     async with open_window() as window:
         await window.go("#/cover")
         await window.page.get_by_label("Access token").fill(signed("risk"))

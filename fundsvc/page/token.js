@@ -1,4 +1,4 @@
-/** The access token of this tab, and the form that asks for it. The token stays in this tab and is only sent as a header. */
+/** The access token of this tab, and the form for it. The token stays in this tab and is only sent as a header. */
 
 import { element } from "./dom.js";
 
