@@ -12,7 +12,7 @@ from fundsvc.mutual.core.standing import Standing, standing
 from fundsvc.mutual.core.terms import DAY_MS, HOUR_MS, Rules
 from fundsvc.mutual.store.reader import AccountState, EntryRow, PoolState
 
-POLICIES_MAX = 500
+POLICIES_MAX = 100
 """The live policies of an account that `account` shows; the path of policies pages through all."""
 
 StateName = Literal["waiting", "active", "frozen", "completed", "expired", "cancelled"]
@@ -75,7 +75,7 @@ class InsuranceAnswer(Answer, frozen=True, kw_only=True):
 
     `accumulated` are the qualifying losses since the last policy; at `threshold` they become the next policy, `toNextPolicy` is
     what lacks. `insuredProfits` are those of the present UTC day. `payable` was moved from policies, `due` is what a payout
-    would move from active policies; the exchange fetches both. `policies` are up to 500 live policies by number.
+    would move from active policies; the exchange fetches both. `policies` are up to 100 live policies by number.
     """
 
     pool: str

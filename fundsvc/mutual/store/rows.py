@@ -127,8 +127,8 @@ def account_from(row: Iterable[Any]) -> AccountRow:
 
 def policy_from(row: Iterable[Any]) -> PolicyRow:
     """Builds the state of a policy from the values of its fields."""
-    policy = PolicyRow(*row)
-    return policy._replace(state=State(policy.state), entered=int(policy.entered))
+    policy, account, state, *fields, entered = row
+    return PolicyRow._make((policy, account, State(state), *fields, int(entered)))
 
 
 def cycle_from(row: asyncpg.Record) -> CycleRow:
