@@ -44,7 +44,11 @@ from fundsvc.local.servers import embedded
 from fundsvc.local.token_secret import with_ledger_secret, with_secret
 from fundsvc.logs.faults import Outage
 from fundsvc.metrics import Metrics
+from fundsvc.mutual.api.accounts import InsuredResources
+from fundsvc.mutual.api.pools import PoolResources
+from fundsvc.mutual.api.topics import mutual_topics
 from fundsvc.mutual.engine.pools import pool_sessions
+from fundsvc.mutual.readmodel import open_pools
 from fundsvc.mutual.store.reader import MutualReader
 from fundsvc.readmodel.adl_books import open_adl_books
 from fundsvc.readmodel.ledger_tail import open_tail
@@ -219,7 +223,7 @@ async def _serving(
     needed = ("stream", "settling") if engine else ()
     if not public:
         async with reserved(config, PROBE_CONNECTIONS) as probing:
-            operations = operations_endpoints(probing, metrics, pings, needed)
+            operations = operations_endpoints(Reader(probing), metrics, pings, needed)
             async with serve(make_app(Middleware(metrics), operations), config.http.host, config.engine.port) as url:
                 yield url
         return
@@ -230,29 +234,49 @@ async def _serving(
         open_adl_books(config, pool, client, metrics) as books,
         appraising(pool, books, config.http.rate_seconds_max) as appraiser,
         open_tail(config, metrics, appraiser.mark) as tail,
+        open_pools(config, tail.freshness) as pools,
     ):
 
         async def check_replica() -> None:
             tail.freshness.check()
 
-        operations = operations_endpoints(probing, metrics, {**pings, "replica": check_replica}, needed={*needed, "replica"})
+        operations = operations_endpoints(
+            Reader(probing), metrics, {**pings, "replica": check_replica}, needed={*needed, "replica"}
+        )
         ledger = AdlReader(pool)
         policy_of = recorded_policies(config, appraiser)
         access_control = AccessControl(config.http, config.token, (endpoint.path for endpoint in operations))
         producer = Producer.configured(client, config.stream)
         epochs = StreamEpochs(EpochStore(primary), producer, config.stream.partitions)
-        contracts = ContractResources(reader, stream_key, epochs, MutualReader(pool))
+        mutual = MutualReader(pool)
+        contracts = ContractResources(reader, stream_key, epochs, mutual)
         ingest = Ingest(config, reader, producer, epochs, access_control)
-        exports = Exports(exporting, config.http.exports_max)
-        funds = FundResources(reader, tail, Statistics(pool), ledger, appraiser, policy_of, exports, config.ledger.secrets)
+        exports = Exports(config.http.exports_max)
+        funds = FundResources(
+            reader,
+            tail,
+            Statistics(pool),
+            ledger,
+            appraiser,
+            policy_of,
+            Reader(exporting),
+            exports,
+            config.ledger.secrets,
+        )
         cached = FundCache(tail, funds.answer)
         inventory = InventoryResources(reader, InventoryReader(pool), tail, appraiser.mark)
+        of_pools = PoolResources(pools, mutual, MutualReader(exporting), exports)
+        insured = InsuredResources(pools, mutual, MutualReader(exporting), exports)
         sizing = TargetResources(reader, Targets(pool))
         adl = AdlResources(reader, ledger, books, tail, policy_of, config.queue.k_min)
         venues = venue_endpoints(config.http.venues, cached.answers, funds.summary, adl, reader, Histories(pool), policy_of)
-        async with websocket_endpoints(config, tail, cached, reader, ledger, books, metrics) as websocket:
+        async with (
+            mutual_topics(pools, insured, mutual, metrics) as topics,
+            websocket_endpoints(config, tail, cached, reader, ledger, books, metrics, topics) as websocket,
+        ):
             of_funds = (*cached.routes, *funds.routes, *inventory.routes, *sizing.routes)
-            routes = (*contracts.routes, ingest.endpoint, *of_funds, *adl.routes)
+            of_mutual = (*of_pools.routes, *insured.routes)
+            routes = (*contracts.routes, ingest.endpoint, *of_funds, *adl.routes, *of_mutual)
             table = endpoints((*operations, *routes, *websocket.endpoints, *venues))
             middleware = Middleware(metrics, access_control)
             documents = await asyncio.to_thread(document_endpoints, table, config.http.public_url)
@@ -287,10 +311,10 @@ async def health_side(config: Config, middleware: Middleware, operations: Iterab
 
 
 @asynccontextmanager
-async def reserved(config: Config, connections: int) -> AsyncIterator[Reader]:
-    """Yields a reader with a separate connection pool, so that other queries cannot delay it."""
+async def reserved(config: Config, connections: int) -> AsyncIterator[Pool]:
+    """Yields a separate connection pool for reads that other queries cannot delay."""
     async with open_pool(config.database.reader_dsn or config.database.dsn, connections) as pool:
-        yield Reader(pool)
+        yield pool
 
 
 def fitting(config: Config) -> HttpConfig:

@@ -29,7 +29,7 @@ from fundsvc.api.adl_answers.queue import QueueAnswer, queue_answer
 from fundsvc.api.answers import Page
 from fundsvc.api.http.access import ACCOUNT_READERS
 from fundsvc.api.http.application import Route, find_contract
-from fundsvc.api.http.errors import BadParameter, Forbidden, NotFound
+from fundsvc.api.http.errors import BadParameter, NotFound
 from fundsvc.api.http.parameters import (
     AccountQuery,
     DeleveragedQuery,
@@ -43,7 +43,7 @@ from fundsvc.api.http.parameters import (
 )
 from fundsvc.api.http.slots import Slots
 from fundsvc.api.http.tokens import Caller
-from fundsvc.api.visibility import rough, visibility_of
+from fundsvc.api.visibility import account_of, rough, visibility_of
 from fundsvc.core.adl.preview import RequestSize
 from fundsvc.core.events import Fill, Rejection, Takeover
 from fundsvc.core.policy import Policy
@@ -152,7 +152,7 @@ class AdlResources:
 
     async def positions(self, query: AccountQuery, caller: Caller) -> PositionsAnswer:
         """An account's positions with their ranks and the inputs of these, and its latest reductions."""
-        account = _account(query, caller)
+        account = account_of(query.account, caller)
         if not account.isprintable():
             return PositionsAnswer(account, [], [])  # Settlement rejects events with such an account.
         contracts = {found.contract.symbol: found.contract for found in await self._reader.contracts()}
@@ -166,7 +166,7 @@ class AdlResources:
 
     async def deleveraged(self, query: DeleveragedQuery, caller: Caller) -> Page[NumberedReductionAnswer]:
         """A page of an account's reductions."""
-        as_of, account = self._tail.as_of_ms, _account(query, caller)
+        as_of, account = self._tail.as_of_ms, account_of(query.account, caller)
         if not account.isprintable():
             return Page([], has_more=False, as_of=as_of)  # Settlement rejects events with such an account.
         contracts = {found.contract.symbol: found.contract for found in await self._reader.contracts()}
@@ -226,16 +226,6 @@ def _number(text: str) -> int:
     if not number:
         raise NotFound(f"{text!r} is not the number of an order or a round: these are numbered from 1")
     return number
-
-
-def _account(query: AccountQuery, caller: Caller) -> str:
-    """Returns the requested account, by default the caller's; raises Forbidden for another account than a trader's own."""
-    account = caller.account if query.account is UNSET else query.account
-    if not account:
-        raise BadParameter("account is required: this token may read any account")
-    if caller.role == "trader" and account != caller.account:
-        raise Forbidden("a trader's token reads only its own account: omit `account`")
-    return account
 
 
 def _ts(body: PreviewBody | TakeoverPreviewBody) -> int:

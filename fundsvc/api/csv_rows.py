@@ -1,4 +1,4 @@
-"""Writes entries as CSV."""
+"""Writes answers as CSV; the columns are their JSON fields."""
 
 import csv
 import io
@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from fundsvc.api.answers import EntryAnswer
+from fundsvc.api.answers import Answer
 
 CSV = "text/csv"
 
@@ -18,13 +18,14 @@ def _lines(rows: Iterable[Sequence[Any]]) -> bytes:
     return text.getvalue().encode()
 
 
-HEADER = _lines([[field.encode_name for field in msgspec.structs.fields(EntryAnswer)]])
-"""The names of the columns, which are the JSON fields of an entry."""
+def csv_header(kind: type[Answer]) -> bytes:
+    """Returns the line with the names of the columns."""
+    return _lines([[field.encode_name for field in msgspec.structs.fields(kind)]])
 
 
-def csv_rows(entries: Iterable[EntryAnswer]) -> bytes:
-    """Returns one line per entry."""
-    return _lines([_text(value) for value in msgspec.structs.astuple(entry)] for entry in entries)
+def csv_rows(answers: Iterable[Answer]) -> bytes:
+    """Returns one line per answer."""
+    return _lines([_text(value) for value in msgspec.structs.astuple(answer)] for answer in answers)
 
 
 def _text(value: Any) -> Any:

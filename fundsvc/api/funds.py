@@ -2,16 +2,14 @@
 
 import time
 from collections.abc import AsyncIterator, Callable
-from urllib.parse import quote
 
-import structlog
-from aiohttp import hdrs, web
+from aiohttp import web
 from msgspec import UNSET, UnsetType
 
 from fundsvc.api.adl_answers.orders import order_answers
 from fundsvc.api.answers import EntryAnswer, FundAnswer, Page, entry_answer, fund_answer
-from fundsvc.api.csv_rows import CSV, HEADER, csv_rows
-from fundsvc.api.exports import Exports, write
+from fundsvc.api.csv_rows import CSV
+from fundsvc.api.exports import STREAMED_ROWS, Exports
 from fundsvc.api.fund_answers import (
     Candle,
     EntryDetailAnswer,
@@ -31,20 +29,13 @@ from fundsvc.api.visibility import PUBLIC, visibility_of
 from fundsvc.core.commitment import NO_SECRETS, Secrets
 from fundsvc.core.fund.chain import GENESIS
 from fundsvc.core.policy import Policy
-from fundsvc.logs.faults import ThrottledFaults
 from fundsvc.readmodel.ledger_tail import Tail
 from fundsvc.store.adl import AdlReader
-from fundsvc.store.database import StoreFault
 from fundsvc.store.reader import EntryRow, FundRow, Reader
 from fundsvc.store.statistics import Statistics
 
-STREAMED_ENTRIES = 500
-"""Entries that an export reads and writes at a time: a few milliseconds of the loop, and a bounded amount of memory."""
-
 ENTRY_DIGITS_MAX = 18
 """Digits of an entry number. 18 digits fit 64 bits."""
-
-log = structlog.get_logger()
 
 
 class FundResources:
@@ -58,18 +49,19 @@ class FundResources:
         ledger: AdlReader,
         appraiser: Appraiser,
         policy_of: Callable[[str], Policy],
+        exporting: Reader | None = None,
         exports: Exports | None = None,
         secrets: Secrets = NO_SECRETS,
     ) -> None:
         self._reader = reader
-        self._exports = exports or Exports(reader)
+        self._exporting = exporting or reader
+        self._exports = exports or Exports()
         self._tail = tail
         self._statistics = statistics
         self._ledger = ledger
         self._appraiser = appraiser
         self._policy_of = policy_of
         self._secrets = secrets
-        self._cut_off = ThrottledFaults(log, "history")
         self.routes = (
             Route("/api/v1/insurance-fund/summary", Query, self.summary),
             Route("/api/v1/insurance-fund/{symbol}/at", MomentQuery, self.at),
@@ -139,31 +131,12 @@ class FundResources:
         """
         query = read_query(SpanQuery, query_parameters(request))
         fund = await find_fund(self._reader, request.match_info["symbol"])
-        response = web.StreamResponse()
-        response.content_type, response.charset = CSV, "utf-8"
-        response.headers[hdrs.CONTENT_DISPOSITION] = f"attachment; filename*=UTF-8''{quote(fund.symbol)}.csv"
-        with self._exports.slot(request):
-            await response.prepare(request)
-            if request.method != hdrs.METH_HEAD:
-                await self._stream(request, response, fund, query)
-        return response
+        return await self._exports.send(request, fund.symbol, EntryAnswer, self._pages(fund, query))
 
     def export_cost(self, symbol: str) -> int:
         """Returns how many more requests an export counts as: the pages that it reads."""
         fund = self._tail.funds.get(self._tail.key_of(symbol) or "")
-        return fund.entry // STREAMED_ENTRIES if fund else 0
-
-    async def _stream(self, request: web.Request, response: web.StreamResponse, fund: FundRow, query: SpanQuery) -> None:
-        try:
-            await write(response, HEADER)
-            async for entries in self._pages(fund, query):
-                await write(response, csv_rows([entry_answer(entry, fund.contract) for entry in entries]))
-        except ConnectionError:
-            log.debug("export abandoned", symbol=fund.symbol)
-            _cut_off(request)
-        except StoreFault as fault:
-            self._cut_off.note(fault, symbol=fund.symbol)
-            _cut_off(request)
+        return fund.entry // STREAMED_ROWS if fund else 0
 
     async def entry(self, _query: Query, symbol: str, entry: str, caller: Caller | None) -> EntryDetailAnswer:
         """One entry with the previous hash and the ADL order that it caused. Its owner and risk also receive its salt."""
@@ -194,26 +167,21 @@ class FundResources:
         account = await self._reader.account_of(entry.symbol, entry.entry)
         return (account, salt.hex()) if visibility.is_exact(account) else (UNSET, UNSET)
 
-    async def _pages(self, fund: FundRow, query: SpanQuery) -> AsyncIterator[list[EntryRow]]:
+    async def _pages(self, fund: FundRow, query: SpanQuery) -> AsyncIterator[list[EntryAnswer]]:
         """Yields the entries of a fund up to the entry of its row, within a time span, in parts."""
         after = 0
         while True:
-            entries = await self._exports.reader.history(
+            entries = await self._exporting.history(
                 fund.symbol,
-                count=STREAMED_ENTRIES,
+                count=STREAMED_ROWS,
                 offset=after,
                 forward=True,
                 start_ms=query.start_at,
                 end_ms=query.end_at,
             )
-            yield [entry for entry in entries if entry.entry <= fund.entry]
-            if len(entries) < STREAMED_ENTRIES:
+            yield [entry_answer(entry, fund.contract) for entry in entries if entry.entry <= fund.entry]
+            if len(entries) < STREAMED_ROWS:
                 return
             after = entries[-1].entry
             if after >= fund.entry:
                 return
-
-
-def _cut_off(request: web.Request) -> None:
-    if request.transport:
-        request.transport.abort()

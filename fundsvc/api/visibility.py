@@ -3,6 +3,9 @@
 from decimal import ROUND_HALF_UP, Context
 from typing import NamedTuple, TypeVar
 
+from msgspec import UNSET, UnsetType
+
+from fundsvc.api.http.errors import BadParameter, Forbidden
 from fundsvc.api.http.tokens import Caller
 
 Number = TypeVar("Number", int, float, str)
@@ -33,6 +36,16 @@ def visibility_of(caller: Caller | None) -> Visibility:
     if caller is None or caller.role == "engine":
         return PUBLIC
     return OPERATOR if caller.role == "risk" else Visibility(account=caller.account)
+
+
+def account_of(given: str | UnsetType, caller: Caller) -> str:
+    """Returns the requested account, by default the caller's; raises Forbidden for another account than a trader's own."""
+    account = caller.account if given is UNSET else given
+    if not account:
+        raise BadParameter("account is required: this token may read any account")
+    if caller.role == "trader" and account != caller.account:
+        raise Forbidden("a trader's token reads only its own account: omit `account`")
+    return account
 
 
 def rough(value: Number) -> Number:

@@ -1,4 +1,4 @@
-/** The account view: positions and their ADL reductions. The token stays in this tab and is only sent as a header. */
+/** The account view: positions and their ADL reductions. */
 
 import { contractAddress, entryAddress } from "./addresses.js";
 import { ApiError, get } from "./api.js";
@@ -6,9 +6,9 @@ import { button, element } from "./dom.js";
 import { lights, moment, number, percent, rough } from "./format.js";
 import { announce } from "./notices.js";
 import { listTable, scroller } from "./table.js";
+import { connectionToken, removeStoredToken, storedToken, storeToken, tokenForm } from "./token.js";
 
 const REFRESH_MS = 3000;
-const KEY = "token";
 
 const INPUTS = {
   Entry: (row) => number(row.entryPrice),
@@ -57,31 +57,6 @@ function rank(row) {
     : element("span", {}, number(row.rank), ` of ${row.ranked}`);
 }
 
-/** Returns the token of this tab, null without one. */
-export function storedToken() {
-  return sessionStorage.getItem(KEY);
-}
-
-/** Returns the token for the live connection: a trader's token, else null, because only accounts have private topics. */
-export function connectionToken() {
-  const token = storedToken();
-  return token && claims(token).role === "trader" ? token : null;
-}
-
-/** Removes the token from this tab. */
-export function removeStoredToken() {
-  sessionStorage.removeItem(KEY);
-}
-
-/** Decodes the claims of a token without verifying it, for the form only. The service verifies the token. */
-function claims(token) {
-  try {
-    return JSON.parse(atob(token.split(".")[1].replaceAll("-", "+").replaceAll("_", "/")));
-  } catch {
-    return {};
-  }
-}
-
 class AccountView {
   #feed;
   #token = storedToken();
@@ -113,33 +88,7 @@ class AccountView {
   };
 
   #showForm() {
-    const token = element("textarea", { id: "token", rows: 4, spellcheck: "false", autocomplete: "off", required: true });
-    const account = element("input", { id: "account", autocomplete: "off" });
-    const accountField = element(
-      "p",
-      { hidden: true },
-      element("label", { for: "account" }, "Account (required: a risk token may read any account)"),
-      account,
-    );
-    token.addEventListener("input", () => {
-      accountField.hidden = claims(token.value.trim()).role !== "risk";
-    });
-    const submit = (event) => {
-      event.preventDefault();
-      this.#enter(token.value.trim(), account.value.trim());
-    };
-    const about = "The token stays in this tab until you close it. It is sent to this service only.";
-    const label = element("label", { for: "token" }, "Access token");
-    const send = element("button", { type: "submit", class: "primary" }, "Show positions");
-    const form = element(
-      "form",
-      { class: "token", submit },
-      element("p", {}, label, token),
-      accountField,
-      element("p", { class: "note" }, about),
-      send,
-    );
-    this.content.replaceChildren(form);
+    this.content.replaceChildren(tokenForm("Show positions", (token, account) => this.#enter(token, account)));
   }
 
   async #enter(token, account) {
@@ -148,7 +97,7 @@ class AccountView {
     this.#account = account;
     try {
       const answer = await this.#read();
-      sessionStorage.setItem(KEY, token);
+      storeToken(token);
       this.#feed.start(connectionToken());
       this.#show(answer);
     } catch (error) {

@@ -21,10 +21,13 @@ export class ApiError extends Error {
 
 /**
  * Fields that are converted to numbers, because they are small and the page computes with them: times, numbers of entries,
- * orders, rounds and tranches, ranks. All other integers stay strings, because JavaScript rounds integers above 2^53.
+ * orders, rounds, tranches, policies and cut-offs, ranks. All other integers stay strings, because JavaScript rounds integers above 2^53.
  */
 const SMALL = new Set(
-  "ts oldestTs updatedAt recordedAt entryTs entry cause closes adl round rank ranked lights positions contracts".split(" "),
+  (
+    "ts oldestTs updatedAt recordedAt entryTs entry cause closes adl round rank ranked lights positions contracts " +
+    "at cycle cycles nextCutoff policy waitingUntil sharesFrom expiresAt termsVersion"
+  ).split(" "),
 );
 
 /** The query parameter that requests integers as strings. */

@@ -1,15 +1,17 @@
 /** The page: shows the view that the address after `#` names, and the state of the live connection. */
 
-import { connectionToken, removeStoredToken, showAccount } from "./account.js";
+import { showAccount } from "./account.js";
 import { contractAddress } from "./addresses.js";
 import { showContract } from "./contract.js";
 import { showContracts } from "./contracts.js";
+import { showCover } from "./cover.js";
 import { visible } from "./dom.js";
 import { openEntry } from "./entry.js";
 import { Feed } from "./feed.js";
 import { clock, refreshMoments } from "./format.js";
 import { Market } from "./market.js";
 import { keepNotices } from "./notices.js";
+import { connectionToken, removeStoredToken } from "./token.js";
 
 const MOMENTS_MS = 60_000;
 
@@ -35,6 +37,7 @@ function route() {
   const [name, symbol, part, number] = address();
   if (name === "contract" && symbol) show(`contract ${symbol}`, symbol, (root) => showContract(root, shared, symbol));
   else if (name === "account") show("account", "Account", (root) => showAccount(root, shared));
+  else if (name === "cover") show("cover", "Loss cover", (root) => showCover(root, shared));
   else show("contracts", "Contracts", (root) => showContracts(root, shared));
   if (part === "entry" && /^[1-9]\d{0,15}$/.test(number)) openEntry(dialog, symbol, Number(number), closeEntry);
   else if (dialog.open) dialog.close();
@@ -54,7 +57,7 @@ function show(key, title, open) {
 }
 
 function markCurrent(link, name) {
-  const isCurrent = link.getAttribute("href") === (name === "account" ? "#/account" : "#/");
+  const isCurrent = link.getAttribute("href") === (["account", "cover"].includes(name) ? `#/${name}` : "#/");
   if (isCurrent) link.setAttribute("aria-current", "page");
   else link.removeAttribute("aria-current");
 }

@@ -8,6 +8,7 @@ from conftest import with_section
 from escalations import BEGINNING, SYMBOL, TS, executed, shortfall
 from eventually import eventually
 from ledgers import fill
+from mutuals import POOL, STORY, settled_pool
 from test_adl_api import world_of
 from tokens import SECRET, bearer, signed, with_secret
 
@@ -22,6 +23,10 @@ PRIVATE = {
     ("GET", "/api/v1/adl/positions"): {"trader", "risk"},
     ("GET", "/api/v1/adl/deleveraged"): {"trader", "risk"},
     ("POST", "/api/v1/adl/{symbol}/preview"): {"trader", "risk"},
+    ("GET", "/api/v1/mutual/account"): {"trader", "risk"},
+    ("GET", "/api/v1/mutual/account/policies"): {"trader", "risk"},
+    ("GET", "/api/v1/mutual/account/statement"): {"trader", "risk"},
+    ("GET", "/api/v1/mutual/account/statement.csv"): {"trader", "risk"},
     ("GET", "/fapi/v1/adlQuantile"): {"trader"},
     ("GET", "/api/v4/futures/{settle}/auto_deleverages"): {"trader"},
     ("POST", "/api/v1/bullet-private"): {"trader"},
@@ -36,10 +41,14 @@ VENUE_CODES = {
 }
 """The codes of other venues for an invalid token and for a forbidden request."""
 
-IN_PATH = {"symbol": SYMBOL, "adl": "1", "round": "1", "entry": "1", "settle": "usdt"}
+IN_PATH = {"symbol": SYMBOL, "adl": "1", "round": "1", "entry": "1", "settle": "usdt", "pool": POOL}
 QUERIES = {
     "/api/v1/adl/positions": {"account": "secret-anna"},
     "/api/v1/adl/deleveraged": {"account": "secret-anna"},
+    "/api/v1/mutual/account": {"account": "secret-anna"},
+    "/api/v1/mutual/account/policies": {"account": "secret-anna"},
+    "/api/v1/mutual/account/statement": {"account": "secret-anna"},
+    "/api/v1/mutual/account/statement.csv": {"account": "secret-anna"},
     "/api/v5/public/insurance-fund": {"instType": "SWAP", "uly": SYMBOL},
     "/api/v1/insurance-fund/{symbol}/at": {"ts": str(TS)},
     "/api/v1/insurance-fund/{symbol}/candles": {"granularity": "60"},
@@ -113,6 +122,7 @@ async def world(config, applications):
         await world.send(*BEGINNING, Rate("USDC", "1", TS), fill(SYMBOL, 2, 5, TS), fill(SYMBOL, 3, -1, TS))
         await world.send(shortfall(4), executed(5, 1, "secret-anna", 20))
         await eventually(lambda: world.pool.fetchval("SELECT target > 0 FROM targets"))
+        await settled_pool(config, STORY, world)
         yield world
 
 

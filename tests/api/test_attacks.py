@@ -41,7 +41,7 @@ TRADERS = Outcome(anonymous=401, trader=200, engine=403, risk=403, expired=401, 
 CURSOR = Outcome(anonymous=401, trader=403, engine=200, risk=200, expired=401, other=403)
 ENGINES = Outcome(anonymous=401, trader=403, engine=200, risk=403, expired=401, other=403)
 
-FUND, ADL = "/api/v1/insurance-fund", "/api/v1/adl"
+FUND, ADL, MUTUAL = "/api/v1/insurance-fund", "/api/v1/adl", "/api/v1/mutual"
 
 TABLE = {
     "GET /healthz": PUBLIC,
@@ -78,6 +78,14 @@ TABLE = {
     f"GET {ADL}/{{symbol}}/orders/{{adl}}/rounds/{{round}}": PUBLIC,
     f"GET {ADL}/{{symbol}}/queue": PUBLIC,
     f"POST {ADL}/{{symbol}}/preview": PREVIEW,
+    f"GET {MUTUAL}/pools": PUBLIC,
+    f"GET {MUTUAL}/pools/{{pool}}": PUBLIC,
+    f"GET {MUTUAL}/pools/{{pool}}/cycles": PUBLIC,
+    f"GET {MUTUAL}/pools/{{pool}}/cycles.csv": PUBLIC,
+    f"GET {MUTUAL}/account": OWN,
+    f"GET {MUTUAL}/account/policies": OWN,
+    f"GET {MUTUAL}/account/statement": OWN,
+    f"GET {MUTUAL}/account/statement.csv": OWN,
     "GET /fapi/v1/adlQuantile": TRADERS,
     "GET /fapi/v1/insuranceBalance": PUBLIC,
     "GET /fapi/v1/symbolAdlRisk": PUBLIC,
@@ -144,5 +152,5 @@ async def test_other_methods_change_nothing(world, applications, caller, subtest
 async def ledger(world):  # noqa: F811
     return [
         await world.pool.fetchval(f"SELECT count(*) FROM {table}")
-        for table in ("entries", "contracts", "adl_orders", "rejected", "funds")
+        for table in ("entries", "contracts", "adl_orders", "rejected", "funds", "mutual_entries", "mutual_rejected")
     ]

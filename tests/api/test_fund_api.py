@@ -16,7 +16,7 @@ from test_adl_api import config, world_of  # noqa: F401 - a fixture
 from yarl import URL
 
 from fundsvc.api.answers import EntryAnswer
-from fundsvc.api.funds import STREAMED_ENTRIES, FundResources
+from fundsvc.api.funds import STREAMED_ROWS, FundResources
 from fundsvc.api.http.application import make_app
 from fundsvc.api.http.middleware import Middleware
 from fundsvc.api.http.server import serve
@@ -363,7 +363,7 @@ async def test_disconnect_ends_the_export(long):
             assert (await answer.content.readline()).startswith(b"symbol,")
             await eventually(lambda: reader.pages > 5)
         await eventually(lambda: b"history.csv" in metrics.render())
-    assert reader.pages < MANY / STREAMED_ENTRIES
+    assert reader.pages < MANY / STREAMED_ROWS
 
 
 async def test_export_is_aborted_when_the_database_becomes_unreachable(long, servers):

@@ -11,6 +11,7 @@ from escalations import BEGINNING, SYMBOL, TS, executed, mark, shortfall
 from eventually import eventually
 from jsonschema import Draft202012Validator
 from ledgers import listing
+from mutuals import STORY, settled_pool
 from openapi_spec_validator import OpenAPIV31SpecValidator
 from test_adl_api import config, world_of  # noqa: F401 - a fixture
 from tokens import bearer, signed
@@ -51,7 +52,7 @@ CALLERS = {"engine": {}, "trader": {"account": "secret-anna"}}
 """The claims of the tokens that the examples use, by role."""
 
 VENUES = ["binance", "bybit", "gate", "okx"]
-SECTIONS = ["adl", *VENUES, "contracts", "funds", "health", "ingest", "openapi", "websocket"]
+SECTIONS = ["adl", *VENUES, "contracts", "funds", "health", "ingest", "mutual", "openapi", "websocket"]
 """The tags of the operations."""
 
 UNDESCRIBED = {"/", "/page/{digest}/{name}", "/docs", "/docs/{name}", "/docs/reference/", "/docs/reference/{name}", "/ws"}
@@ -73,6 +74,7 @@ async def world(config, application):  # noqa: F811 - the fixture
     async with world_of(config) as world:
         await world.send(*HISTORY)
         await eventually(lambda: world.pool.fetchval("SELECT target > 0 FROM targets"))
+        await settled_pool(config, STORY, world)
         yield world
 
 

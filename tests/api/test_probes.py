@@ -122,7 +122,7 @@ async def test_concurrent_probes_query_the_database_once(config, ledger, owner_c
             waiting = await owner_connection.fetchval(
                 "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 'partitions'::regclass"
             )
-        assert waiting <= 3  # the two probes, and the tail
+        assert waiting <= 4  # the two probes, the tail, and the follower of the pools of the mutual
         assert len(await asyncio.gather(*requests)) == 50
 
 
@@ -148,7 +148,7 @@ async def reading_nothing(service, source=None):
 
 
 async def test_running_exports_are_limited_in_total_and_by_client(config, ledger, monkeypatch):
-    monkeypatch.setattr("fundsvc.api.funds.STREAMED_ENTRIES", 1)
+    monkeypatch.setattr("fundsvc.api.funds.STREAMED_ROWS", 1)
     async with serving(with_section(config, "http", requests_max=1_000_000)) as service:
         await eventually(lambda: is_shown(service))
         async with contextlib.AsyncExitStack() as stack:
@@ -171,7 +171,7 @@ async def is_exported(service):
 
 async def test_export_that_is_not_read_ends(config, ledger, monkeypatch):
     monkeypatch.setattr("fundsvc.api.exports.WRITE_SECONDS_MAX", 0.3)
-    monkeypatch.setattr("fundsvc.api.funds.csv_rows", lambda entries: b"x" * 10_000_000)
+    monkeypatch.setattr("fundsvc.api.exports.csv_rows", lambda entries: b"x" * 10_000_000)
     async with serving(with_section(config, "http", exports_max=1)) as service:
         await eventually(lambda: is_shown(service))
         connector = aiohttp.TCPConnector(socket_factory=small_socket)

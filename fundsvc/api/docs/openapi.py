@@ -59,6 +59,7 @@ _NUMBERED = {"type": "integer", "minimum": 1, "maximum": 999_999_999}
 
 PATH_PARAMETERS: Mapping[str, tuple[Schema, str]] = {
     "symbol": ({"type": "string", "minLength": 1, "maxLength": 64}, "a contract, as /api/v1/contracts/active lists it"),
+    "pool": ({"type": "string", "minLength": 1, "maxLength": 64}, "a pool, as /api/v1/mutual/pools lists it"),
     "adl": (_NUMBERED, "the number of an ADL order of the contract"),
     "round": (_NUMBERED, "the number of a round of that order"),
     "settle": ({"type": "string", "minLength": 1, "maxLength": 16}, "a settlement currency in lower case"),
@@ -71,6 +72,8 @@ SECTIONS: Mapping[str, str] = {
     "fundsvc.api.inventory": "fundsvc.api.funds",
     "fundsvc.api.targets": "fundsvc.api.funds",
     "fundsvc.api.websocket.endpoints": "fundsvc.api.websocket",
+    "fundsvc.mutual.api.accounts": "fundsvc.mutual",
+    "fundsvc.mutual.api.pools": "fundsvc.mutual",
 }
 """Modules whose operations appear in the section of another module. Every other module is a section; its docstring begins with
 the section's description.

@@ -1,7 +1,7 @@
 """The endpoints of the WebSocket API: KuCoin's bullet requests, which answer URL and connection token, and the handshake."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 
 import msgspec
@@ -25,7 +25,7 @@ from fundsvc.api.websocket.orders import Orders
 from fundsvc.api.websocket.positions import Positions
 from fundsvc.api.websocket.session_tokens import ConnectionTokens
 from fundsvc.api.websocket.subscriber import CLOSE_SECONDS_MAX, Subscriber
-from fundsvc.api.websocket.topics import SHOWN_LENGTH_MAX, Topic
+from fundsvc.api.websocket.topics import SHOWN_LENGTH_MAX, LedgerTopic, Topic
 from fundsvc.concurrency.background import keep_running
 from fundsvc.config.settings import Config
 from fundsvc.metrics import Metrics
@@ -194,7 +194,7 @@ def _numbers(given: str) -> Numbers:
 
 
 @contextmanager
-def _subscribed(tail: Tail, topics: Iterable[Topic]) -> Iterator[None]:
+def _subscribed(tail: Tail, topics: Iterable[LedgerTopic]) -> Iterator[None]:
     """Subscribes the topics to the changes of the ledger while the context is open."""
     listeners = [topic.publish for topic in topics]
     tail.listeners.extend(listeners)
@@ -207,18 +207,28 @@ def _subscribed(tail: Tail, topics: Iterable[Topic]) -> Iterator[None]:
 
 @asynccontextmanager
 async def websocket_endpoints(
-    config: Config, tail: Tail, funds: FundCache, reader: Reader, ledger: AdlReader, books: AdlBooks, metrics: Metrics
+    config: Config,
+    tail: Tail,
+    funds: FundCache,
+    reader: Reader,
+    ledger: AdlReader,
+    books: AdlBooks,
+    metrics: Metrics,
+    others: Sequence[Topic] = (),
 ) -> AsyncIterator[WebSocketEndpoints]:
-    """Opens all topics and publishes changes to their subscribers while the context is open."""
+    """Opens the topics of the ledger and publishes changes to their subscribers while the context is open.
+
+    Clients can also subscribe to `others`, which are open.
+    """
     orders = Orders(tail, ledger, metrics)
     positions = Positions(tail, ledger, books, metrics, config.http.book_seconds)
-    topics: tuple[Topic, ...] = (Balances(tail, funds, metrics), Entries(tail, reader, metrics), orders, positions)
+    topics: tuple[LedgerTopic, ...] = (Balances(tail, funds, metrics), Entries(tail, reader, metrics), orders, positions)
     async with asyncio.TaskGroup() as tasks:
         works = (orders.run, positions.run, positions.run_lights)
         running = [tasks.create_task(keep_running("topics", work, log)) for work in works]
         try:
             with _subscribed(tail, topics):
-                yield WebSocketEndpoints(config, {topic.path: topic for topic in topics}, metrics)
+                yield WebSocketEndpoints(config, {topic.path: topic for topic in (*topics, *others)}, metrics)
         finally:
             for task in running:
                 task.cancel()

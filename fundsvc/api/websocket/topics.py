@@ -61,6 +61,10 @@ class Topic(Protocol):
     def unsubscribe(self, subscriber: Subscriber, part: str) -> None:
         """Ends a subscription, even one whose `subscribe` was cancelled."""
 
+
+class LedgerTopic(Topic, Protocol):
+    """A topic that follows the ledger of the funds."""
+
     def publish(self, change: Change) -> None:
         """Sends a change of the ledger to the subscribers, or queues it."""
 

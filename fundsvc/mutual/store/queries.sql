@@ -129,6 +129,10 @@ SELECT pool FROM mutual_accounts WHERE account = $1 ORDER BY pool;
 SELECT account, balance, arrears, payable, paid_out, accumulated, enabled, unfunded, cover, day, profits, activity, unfit_since
 FROM mutual_accounts WHERE pool = $1 AND account = $2;
 
+-- name: changed_accounts
+-- Those of the accounts $2 that a commit after the one at $3 changed.
+SELECT account FROM mutual_accounts WHERE pool = $1 AND account = ANY($2::text[]) AND updated_at > $3;
+
 -- name: accounts_page
 -- Up to $3 accounts of a pool from number $2 on, with their numbers.
 SELECT number, account, balance, arrears, payable, paid_out, accumulated, enabled, unfunded, cover, day, profits, activity,

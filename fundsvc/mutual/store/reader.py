@@ -3,11 +3,12 @@
 Money is in atoms, times are in ms. `standing` of the core computes what a policy has accrued, from rows of one snapshot.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, Literal, NamedTuple
 
 import asyncpg
+from asyncpg.pool import PoolConnectionProxy
 
 from fundsvc.core.numbers import INT64_MAX
 from fundsvc.mutual.core.chain import Entry
@@ -89,6 +90,21 @@ class Payouts(NamedTuple):
         return self.released / self.faces if self.faces else None
 
 
+class PoolView(NamedTuple):
+    """A pool and what its last cut-offs released, of one snapshot."""
+
+    state: PoolState
+    payouts: Payouts
+
+
+class PolicyPage(NamedTuple):
+    """Policies of an account, live or ended, the newest first, with the account and the pool, all of one commit."""
+
+    pool: PoolState
+    account: AccountRow
+    policies: Sequence[PolicyRow]
+
+
 class EntryRow(NamedTuple):
     """A ledger entry with its hash. `entry.account` is for the account's owner and for risk only."""
 
@@ -138,6 +154,15 @@ class MutualReader:
         """Returns a pool, if it exists."""
         return next((_pool_state(row) for row in await self._fetch("pools", name)), None)
 
+    async def views(self, known: Mapping[str, PoolView]) -> dict[str, PoolView]:
+        """Returns all pools by name with their payouts, of one snapshot.
+
+        Copies the payouts from `known` for pools without a new cut-off.
+        """
+        async with reading(self._pool) as connection, snapshot(connection):
+            states = [_pool_state(row) for row in await connection.fetch(SQL["pools"], None)]
+            return {state.row.pool: await _view(connection, state, known.get(state.row.pool)) for state in states}
+
     async def terms(self, pool: str) -> list[TermsRow]:
         """Returns all versions of the terms of a pool."""
         return [terms_from(row) for row in await self._fetch("load_terms", pool)]
@@ -148,13 +173,27 @@ class MutualReader:
 
     async def account(self, pool: str, account: str) -> AccountState | None:
         """Returns an account with its live policies and its pool, if the pool has it."""
+        return next(iter(await self.accounts(account, pool)), None)
+
+    async def accounts(self, account: str, pool: str | None = None) -> list[AccountState]:
+        """Returns an account in all pools that have it, or in one of them, of one snapshot, by pool."""
         async with reading(self._pool) as connection, snapshot(connection):
-            found = await connection.fetchrow(SQL["account"], pool, account)
+            names = [name for (name,) in await connection.fetch(SQL["pools_of_account"], account)] if pool is None else [pool]
+            found = {name: await _pool_and_account(connection, name, account) for name in names}
+            return [AccountState(*both, await _live(connection, name, account)) for name, both in found.items() if both]
+
+    async def policy_page(self, pool: str, account: str, *, count: int, before: int = INT64_MAX) -> PolicyPage | None:
+        """Returns up to `count` policies of an account before a number, if the pool has the account."""
+        async with reading(self._pool) as connection, snapshot(connection):
+            found = await _pool_and_account(connection, pool, account)
             if found is None:
                 return None
-            states = await connection.fetch(SQL["pools"], pool)
-            policies = await connection.fetch(SQL["live_policies"], pool, account, LIVE_SHOWN_MAX)
-        return AccountState(_pool_state(states[0]), account_from(found), [policy_from(row) for row in policies])
+            policies = await connection.fetch(SQL["policies_descending"], pool, account, before, count)
+        return PolicyPage(*found, [policy_from(row) for row in policies])
+
+    async def changed_accounts(self, pool: str, accounts: Sequence[str], since: datetime) -> list[str]:
+        """Returns those of these accounts of a pool that a commit changed after the commit at `since`."""
+        return [name for (name,) in await self._fetch("changed_accounts", pool, accounts, since)]
 
     async def policies(self, pool: str, account: str, *, count: int, before: int = INT64_MAX) -> list[PolicyRow]:
         """Returns up to `count` policies of an account, live or ended, before a number, the newest first."""
@@ -167,8 +206,8 @@ class MutualReader:
 
     async def payouts(self, state: PoolState, cycles: int = RATIO_CYCLES) -> Payouts:
         """Returns what the last cut-offs of a pool released."""
-        ((released, faces, found),) = await self._fetch("payouts", state.row.pool, cycles, state.rules.cycle_ms)
-        return Payouts(int(released), int(faces), found)
+        async with reading(self._pool) as connection:
+            return await _payouts(connection, state, cycles)
 
     async def unfunded(self, pool: str) -> int:
         """Returns the number of unfunded accounts."""
@@ -229,6 +268,29 @@ async def fetch(pool: Pool, block: str, *parameters: Any) -> list[asyncpg.Record
     """Returns the rows of a statement of the mutual; raises StoreFault if the database is unreachable."""
     async with reading(pool) as connection:
         return await connection.fetch(SQL[block], *parameters)
+
+
+async def _view(connection: PoolConnectionProxy, state: PoolState, known: PoolView | None) -> PoolView:
+    if known and known.state.row.cycle == state.row.cycle:
+        return PoolView(state, known.payouts)
+    return PoolView(state, await _payouts(connection, state, RATIO_CYCLES))
+
+
+async def _payouts(connection: PoolConnectionProxy, state: PoolState, cycles: int) -> Payouts:
+    ((released, faces, found),) = await connection.fetch(SQL["payouts"], state.row.pool, cycles, state.rules.cycle_ms)
+    return Payouts(int(released), int(faces), found)
+
+
+async def _pool_and_account(connection: PoolConnectionProxy, pool: str, account: str) -> tuple[PoolState, AccountRow] | None:
+    found = await connection.fetchrow(SQL["account"], pool, account)
+    if found is None:
+        return None
+    (state,) = await connection.fetch(SQL["pools"], pool)
+    return _pool_state(state), account_from(found)
+
+
+async def _live(connection: PoolConnectionProxy, pool: str, account: str) -> list[PolicyRow]:
+    return [policy_from(row) for row in await connection.fetch(SQL["live_policies"], pool, account, LIVE_SHOWN_MAX)]
 
 
 def _pool_state(row: asyncpg.Record) -> PoolState:

@@ -1,0 +1,1 @@
+"""HTTP routes and live topics of the mutual, which share the conventions of `fundsvc.api`."""

@@ -1,0 +1,63 @@
+/** The access token of this tab, and the form for it. The token stays in this tab and is only sent as a header. */
+
+import { element } from "./dom.js";
+
+const KEY = "token";
+
+/** Returns the token of this tab, null without one. */
+export function storedToken() {
+  return sessionStorage.getItem(KEY);
+}
+
+/** Keeps a token in this tab. */
+export function storeToken(token) {
+  sessionStorage.setItem(KEY, token);
+}
+
+/** Returns the token for the live connection: a trader's token, else null, because only accounts have private topics. */
+export function connectionToken() {
+  const token = storedToken();
+  return token && claims(token).role === "trader" ? token : null;
+}
+
+/** Removes the token from this tab. */
+export function removeStoredToken() {
+  sessionStorage.removeItem(KEY);
+}
+
+/** Decodes the claims of a token without verifying it, for the form only. The service verifies the token. */
+function claims(token) {
+  try {
+    return JSON.parse(atob(token.split(".")[1].replaceAll("-", "+").replaceAll("_", "/")));
+  } catch {
+    return {};
+  }
+}
+
+/** Returns the form for a token and, with a risk token, an account; `enter(token, account)` receives both. */
+export function tokenForm(title, enter) {
+  const token = element("textarea", { id: "token", rows: 4, spellcheck: "false", autocomplete: "off", required: true });
+  const account = element("input", { id: "account", autocomplete: "off" });
+  const accountField = element(
+    "p",
+    { hidden: true },
+    element("label", { for: "account" }, "Account (required: a risk token may read any account)"),
+    account,
+  );
+  token.addEventListener("input", () => {
+    accountField.hidden = claims(token.value.trim()).role !== "risk";
+  });
+  const submit = (event) => {
+    event.preventDefault();
+    enter(token.value.trim(), account.value.trim());
+  };
+  const about = "The token stays in this tab until you close it. It is sent to this service only.";
+  return element(
+    "form",
+    { class: "token", submit },
+    element("p", {}, element("label", { for: "token" }, "Access token"), token),
+    accountField,
+    element("p", { class: "note" }, about),
+    element("button", { type: "submit", class: "primary" }, title),
+  );
+}
