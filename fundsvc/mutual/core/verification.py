@@ -18,7 +18,7 @@ from typing import NamedTuple
 import msgspec
 
 from fundsvc.core.commitment import NO_SECRETS, SEAL_BYTES, Secrets, commitment, seal_parts
-from fundsvc.core.events import Rejection
+from fundsvc.core.events import TIMESTAMP_MAX, Rejection
 from fundsvc.core.numbers import format_units
 from fundsvc.mutual.core.accounts import Account
 from fundsvc.mutual.core.batch import Draft
@@ -209,9 +209,9 @@ class Replay(Pool):
         while self._starts.get(ledger.terms + 1, entry.entry + 1) <= entry.entry:
             ledger.terms += 1
             ledger.rules = self.versions[ledger.terms]
-        is_cover = entry.kind == "covered" and entry.account == funded and entry.seq == self._last.seq
+        is_cover = entry.kind == "covered" and entry.account == funded != "" and entry.seq == self._last.seq
         (self._check_step if entry.kind in STEPS else self._check_event)(entry, is_next=is_cover)
-        ledger.entry, ledger.time, ledger.seq = entry.entry - 1, entry.ts, entry.seq
+        ledger.entry, ledger.time, ledger.seq = entry.entry - 1, min(entry.ts, TIMESTAMP_MAX), entry.seq
         try:
             if is_cover:
                 self._turn_cover(self.register.accounts[entry.account])
@@ -221,8 +221,8 @@ class Replay(Pool):
                 yield from self._finish_cutoff()
             elif entry.kind in self._begin_with:
                 self._begin_with[entry.kind](entry)
-        except (Rejection, OverflowError) as error:
-            self._differ(f"{_shown(entry)} is not possible: {error}")
+        except Rejection as rejection:
+            self._differ(f"{_shown(entry)} is not possible: {rejection}")
         account = self.register.accounts.get(entry.account)
         if account:
             account.enabled = account.is_covered  # A disable without cover has no entry, so an enable may follow.
@@ -330,6 +330,9 @@ class Replay(Pool):
         self._owe(account, owed)
 
     def _follow_cancel(self, entry: Entry) -> None:
+        if self._place_of(entry.policy) is None:
+            self._differ(f"policy {entry.policy} is not live")
+            return
         self._cancel(Cancel(self.name, entry.ts, entry.seq, entry.account, entry.policy))
 
     def _follow_payout(self, entry: Entry) -> None:
