@@ -1,9 +1,9 @@
 """The command line's entry: `fundsvc`, or `python -m fundsvc`."""
 
-from fundsvc.cli import adl, configuration, ledger, rejected, service, stream, target, token
+from fundsvc.cli import adl, configuration, ledger, mutual, rejected, service, simulation, stream, target, token
 from fundsvc.cli.running import cli
 
-__all__ = ["adl", "configuration", "ledger", "rejected", "service", "stream", "target", "token"]
+__all__ = ["adl", "configuration", "ledger", "mutual", "rejected", "service", "simulation", "stream", "target", "token"]
 
 
 def main() -> None:

@@ -44,6 +44,7 @@ from fundsvc.local.servers import embedded
 from fundsvc.local.token_secret import with_ledger_secret, with_secret
 from fundsvc.logs.faults import Outage
 from fundsvc.metrics import Metrics
+from fundsvc.mutual.engine.pools import pool_sessions
 from fundsvc.readmodel.adl_books import open_adl_books
 from fundsvc.readmodel.ledger_tail import open_tail
 from fundsvc.store.adl import AdlReader
@@ -147,7 +148,7 @@ async def run_service(
     metrics.partitions.set(config.stream.partitions)
     async with connected(config) as (pool, client), asyncio.TaskGroup() as tasks:
         metrics.add_pool(pool)
-        running = Engine(config, metrics) if engine else None
+        running = Engine(config, metrics, pool_sessions(config, metrics)) if engine else None
         consumer = tasks.create_task(running.run(stop)) if running else None
         async with http_side(config, metrics, pool, client, engine=running, public=api) as url:
             gc.freeze()  # what was built so far lives as long as the process
@@ -321,9 +322,9 @@ async def consuming(config: Config, pool: Pool) -> AsyncIterator[None]:
     if live:
         yield
         return
-    stop = asyncio.Event()
+    stop, metrics = asyncio.Event(), Metrics()
     async with asyncio.TaskGroup() as tasks:
-        tasks.create_task(run_engine(Engine(config, Metrics()), stop))
+        tasks.create_task(run_engine(Engine(config, metrics, pool_sessions(config, metrics)), stop))
         try:
             yield
         finally:

@@ -967,7 +967,7 @@ async def test_foreign_row_causes_rejection_of_the_conflicting_event(quick, prod
 @pytest.mark.parametrize("partitions", [2])
 async def test_internal_error_halts_only_its_partition(quick, producer, ledger, monkeypatch):
     first, other = (next(symbol for symbol in SYMBOLS if partition_of(symbol, 2) == number) for number in range(2))
-    monkeypatch.setattr("fundsvc.engine.session.HALTED_SECONDS_MIN", 0.1)
+    monkeypatch.setattr("fundsvc.engine.attempts.HALTED_SECONDS_MIN", 0.1)
     broken = asyncio.Event()
     broken.set()
 

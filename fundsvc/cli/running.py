@@ -117,14 +117,16 @@ def print_json(value: Any) -> None:
 
 
 def progress() -> Progress:
-    """Returns a progress bar on standard error, so that results on standard output can be piped."""
+    """Returns a progress bar on standard error, so that results on standard output can be piped; none if it is no terminal."""
+    console = Terminal(stderr=True)
     return Progress(
         SpinnerColumn(),
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
-        console=Terminal(stderr=True),
+        console=console,
+        disable=not console.is_terminal,
     )
 
 

@@ -59,8 +59,8 @@ class ConfigError(ValueError):
     """The configuration is wrong. The message names the key and the allowed values."""
 
 
-POOL_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}", re.ASCII)
-"""Names of pools, which are part of the keys of their streams."""
+POOL_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,63}", re.ASCII)
+"""Names of pools, which are part of the keys of their streams. No name is the number of a partition."""
 
 
 class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -259,7 +259,7 @@ class MutualConfig(Section, frozen=True):
     def __post_init__(self) -> None:
         for name in self.pools:
             if not POOL_NAME.fullmatch(name):
-                raise ValueError(f'pools: "{name}" must be 1 to 64 letters, digits, "_", "." or "-"')
+                raise ValueError(f'pools: "{name}" must be 1 to 64 letters, digits, "_", "." or "-", a letter first')
 
     @property
     def warnings(self) -> dict[str, str]:

@@ -3,11 +3,12 @@
 import asyncio
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple, Protocol
 
 import structlog
 
@@ -46,17 +47,47 @@ HEADS_SECONDS = 60.0
 log = structlog.get_logger()
 
 
+class Ownership(NamedTuple):
+    """A partition that an engine owns, and what its sessions share."""
+
+    client: StreamClient
+    pool: Pool
+    engine: str
+    partition: int
+    epoch: int
+    worker: Executor
+
+
+class Companion(Protocol):
+    """A session that runs beside that of a partition, under the same epoch."""
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Settles until `stop` is set. Handles all errors, and sets `stop` if another engine is the owner."""
+
+
+Companions = Callable[[Ownership], Sequence[Companion]]
+"""Returns the companions of a partition's session."""
+
+
+def _no_companions(_: Ownership) -> Sequence[Companion]:
+    return ()
+
+
 class NotSettling(Exception):
     """Some partitions of this process do not settle; the message contains the reasons."""
 
 
 class Engine:
-    """Settles a fair share of the partitions. `run` ends after `stop` is set, with all started batches committed or dropped."""
+    """Settles a fair share of the partitions. `run` ends after `stop` is set, with all started batches committed or dropped.
 
-    def __init__(self, config: Config, metrics: Metrics) -> None:
+    `companions` returns the further sessions of a partition that the engine comes to own.
+    """
+
+    def __init__(self, config: Config, metrics: Metrics, companions: Companions = _no_companions) -> None:
         self.name = uuid.uuid4().hex[:12]
         self._config = config
         self._metrics = metrics
+        self._companions = companions
         self._owned: dict[int, _OwnedPartition] = {}
         self._worker: Executor
         self._proposals = Proposals(config)
@@ -181,6 +212,7 @@ class Engine:
                     "partition lost", engine=self.name, partition=partition, epoch=ownership.epoch, cause="the lease ran out"
                 )
             elif ownership.task.done():
+                ownership.cancel()
                 del self._owned[partition]
         for partition, epoch in held.epochs.items():
             if partition not in self._owned:
@@ -194,7 +226,9 @@ class Engine:
         log.info("partition owned", engine=self.name, partition=partition, epoch=epoch)
         stop = asyncio.Event()
         session = Session(self._config, self._metrics, client, pool, self.name, partition, epoch, self._proposals, self._worker)
-        return _OwnedPartition(epoch, session, stop, tasks.create_task(session.run(stop)))
+        companions = self._companions(Ownership(client, pool, self.name, partition, epoch, self._worker))
+        running = [tasks.create_task(one.run(stop)) for one in (session, *companions)]
+        return _OwnedPartition(epoch, session, stop, running)
 
     async def _release_all(self, keeper: LeaseKeeper) -> None:
         await asyncio.gather(*(ownership.finish() for ownership in self._owned.values()))
@@ -213,22 +247,24 @@ class Engine:
 
 
 class _OwnedPartition:
-    """A partition that this engine owns under an epoch, with its session."""
+    """A partition that this engine owns under an epoch, with the tasks of its session (`task`) and of the companions."""
 
-    def __init__(self, epoch: int, session: Session, stop: asyncio.Event, task: asyncio.Task[None]) -> None:
+    def __init__(self, epoch: int, session: Session, stop: asyncio.Event, tasks: Sequence[asyncio.Task[None]]) -> None:
         self.epoch = epoch
         self.session = session
-        self.task = task
+        self.task = tasks[0]
+        self._tasks = tasks
         self._stop = stop
 
     async def finish(self) -> None:
         """Waits until the current batch is committed; cancels it after FINISH_SECONDS_MAX."""
         self._stop.set()
-        await asyncio.wait([self.task], timeout=FINISH_SECONDS_MAX)
-        self.task.cancel()
-        await asyncio.wait([self.task])
+        await asyncio.wait(self._tasks, timeout=FINISH_SECONDS_MAX)
+        self.cancel()
+        await asyncio.wait(self._tasks)
 
     def cancel(self) -> None:
-        """Cancels the session at once. The next owner settles what is not committed."""
+        """Cancels the sessions at once. The next owner settles what is not committed."""
         self._stop.set()
-        self.task.cancel()
+        for task in self._tasks:
+            task.cancel()

@@ -2,15 +2,15 @@
 
 from typing import NamedTuple
 
-from fundsvc.core.batch import Batch, EventPlace
-from fundsvc.engine.pipeline import BatchBound
+from fundsvc.core.batch import EventPlace
+from fundsvc.engine.pipeline import BatchBound, Written
 from fundsvc.streams.source import id_order
 
 
 class RefusedBatch(NamedTuple):
     """A batch in which the database refused something, and its error."""
 
-    batch: Batch
+    batch: Written
     error: BaseException
 
 
@@ -45,7 +45,7 @@ class Refusals:
             del self.messages[place]
 
 
-def _places(batch: Batch) -> list[EventPlace]:
+def _places(batch: Written) -> list[EventPlace]:
     """Returns the places of a batch's events, which are all of one message."""
     if batch.place is None:
         return []

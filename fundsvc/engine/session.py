@@ -1,16 +1,13 @@
 """Settles one partition under one epoch: loads funds and books, runs the pipeline and periodic tasks, and handles errors.
 
-Three kinds of errors stop a session. After a *fault* (the database or the stream server fails) the session retries with a
-back-off. A *refusal* (the database refuses something in a batch) is narrowed down to the event that causes it, which is
-rejected. Anything else *halts* the partition: an internal error, or messages that left the stream before they were settled. A
-halted partition is retried at longer intervals. Other partitions and the HTTP side continue.
+See `attempts` for errors that stop a session. A *refusal* (the database refuses something in a batch) is narrowed down to the
+event that causes it, which is rejected. Other partitions and the HTTP side continue.
 """
 
 import asyncio
 import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Executor
-from contextlib import suppress
 from functools import partial
 from typing import NamedTuple
 
@@ -26,6 +23,7 @@ from fundsvc.core.fund.settlement import Fund
 from fundsvc.core.partition import Partition
 from fundsvc.core.policy import Policies
 from fundsvc.engine.announcing import RoundAnnouncer
+from fundsvc.engine.attempts import Attempts, first_of
 from fundsvc.engine.continuity import CheckedSource, lost_tail, unsettled_messages
 from fundsvc.engine.leases import Steps
 from fundsvc.engine.pipeline import SLICE_SHARE, BatchBound, Committed, Pipeline
@@ -35,32 +33,20 @@ from fundsvc.engine.step_counter import StepCounter
 from fundsvc.engine.stream_start import Halted, StreamStart
 from fundsvc.engine.target_sizing import TargetSizing
 from fundsvc.logs.batches import Anomalies, Orders, Outcomes, Rejections
-from fundsvc.logs.faults import Outage
 from fundsvc.metrics import Metrics
 from fundsvc.readmodel.book_recovery import BookRecovery
-from fundsvc.store.database import COMMAND_SECONDS, Pool, StoreFault, StoreRefusal
+from fundsvc.store.database import Pool, StoreRefusal
 from fundsvc.store.freshness import HEARTBEAT_SECONDS
 from fundsvc.store.gaps import Gaps
 from fundsvc.store.partition_state import note_halted, trim_bounds
 from fundsvc.store.reader import fetch
 from fundsvc.store.rollups import condense
 from fundsvc.store.target_sizes import Targets
-from fundsvc.store.writer import STREAM_START, OwnershipLost, Stray, Writer, open_writer
+from fundsvc.store.writer import STREAM_START, Writer, open_writer
 from fundsvc.streams.announcer import Announcer
-from fundsvc.streams.client import StreamClient, StreamFault, drop_idle
+from fundsvc.streams.client import StreamClient, stream_key
 from fundsvc.streams.producer import Producer
 from fundsvc.streams.source import Source, id_order
-
-STATEMENT_SECONDS_MIN = 3.0
-"""The first timeout of the ledger's statements. A server that is silent for longer may be unreachable, and another connection
-may reach it. Each timeout doubles it, up to COMMAND_SECONDS.
-"""
-
-BACKOFF_SECONDS_MIN, BACKOFF_SECONDS_MAX = 0.05, 1.0
-"""The pauses after faults: the session recovers within a second after the servers do."""
-
-HALTED_SECONDS_MIN, HALTED_SECONDS_MAX = 5.0, 60.0
-"""The pauses after internal errors, whose cause may disappear."""
 
 WATCH_SECONDS = 1.0
 TRIM_SECONDS = 60.0
@@ -86,7 +72,7 @@ class _Loaded(NamedTuple):
 class Session:
     """Settles one partition under one epoch, and loads it again after every error.
 
-    `problem` is the reason why the partition does not settle, "" while it does. `worker` runs long work.
+    `worker` runs long work.
     """
 
     def __init__(
@@ -101,7 +87,6 @@ class Session:
         proposals: Proposals,
         worker: Executor,
     ) -> None:
-        self.problem = ""
         self._config = config
         self._client = client
         self._proposals = proposals
@@ -119,15 +104,33 @@ class Session:
         self._partition = partition
         self._epoch = epoch
         self._log = log.bind(engine=engine, partition=partition, epoch=epoch)
-        self._start = StreamStart(self._source, Gaps(pool, partition), config.stream, partition, metrics, self._log)
-        self._outage = Outage(self._log, "settling")
+        self._start = StreamStart(
+            self._source,
+            Gaps(pool, partition),
+            config.stream.on_gap,
+            self._log,
+            key=stream_key(partition),
+            name=str(partition),
+            regressions=metrics.stream_regressions.labels(partition),
+            gap_count=metrics.stream_gaps.labels(partition),
+        )
+        self._attempts = Attempts(
+            "partition",
+            self._log,
+            client,
+            pool,
+            counter=self._counter,
+            bound=self._bound,
+            lease_seconds=config.engine.lease_seconds,
+            record=partial(note_halted, pool, partition, epoch),
+            show_halted=self._show_halted,
+            faults=metrics.faults,
+        )
         self._rejections = Rejections(self._log)
         self._orders = Orders(self._log)
         self._outcomes = Outcomes(self._log)
         self._oddities = Anomalies(self._log)
         self._offset = Offset(STREAM_START, 0)
-        self._halted = ""
-        self._recorded: str | None = None
         every = config.engine
         # They survive loads, so that a task with a long interval does not run again after each refusal.
         self._periodic = (
@@ -137,9 +140,11 @@ class Session:
             PeriodicTask("policies", WATCH_SECONDS, self._propose_policies, self._log),
             PeriodicTask("targets", every.target_seconds, self._compute_targets, self._log),
         )
-        self._backoff = BACKOFF_SECONDS_MIN
-        self._halted_seconds = HALTED_SECONDS_MIN
-        self._statement_seconds = self._statement_seconds_min = max(STATEMENT_SECONDS_MIN, config.engine.lease_seconds)
+
+    @property
+    def problem(self) -> str:
+        """The reason why the partition does not settle, "" while it does."""
+        return self._attempts.problem
 
     @property
     def steps(self) -> Steps:
@@ -157,7 +162,7 @@ class Session:
                     PeriodicTask("heartbeat", HEARTBEAT_SECONDS, self._send_heartbeat, self._log),
                 )
                 running = [tasks.create_task(task.run()) for task in periodic]
-                await asyncio.wait([tasks.create_task(self._settle_with_retries(stop))])
+                await asyncio.wait([tasks.create_task(self._attempts.run(self._settle, stop))])
                 for task in running:
                     task.cancel()
         finally:
@@ -166,85 +171,12 @@ class Session:
             self._outcomes.log_rest()
             self._metrics.release(self._partition, self._config.stream.partitions)
 
-    async def _settle_with_retries(self, stop: asyncio.Event) -> None:
-        while not stop.is_set():
-            started, pause = time.monotonic(), 0.0
-            self._counter.attempt()
-            try:
-                await self._settle(stop)
-            except* OwnershipLost as lost:
-                self._log.warning("partition lost", cause=str(_first(lost)))
-                stop.set()
-            except* Exception as group:  # noqa: BLE001 - an internal error halts this partition and nothing else
-                pause = await self._handle(_first(group))
-            if time.monotonic() - started > 2 * BACKOFF_SECONDS_MAX:
-                self._backoff = BACKOFF_SECONDS_MIN
-            await wait(stop, pause)
-
-    async def _handle(self, error: BaseException) -> float:
-        """Handles an error; returns the pause (seconds) before the next attempt."""
-        match error:
-            case StoreFault() | StreamFault():
-                return await self._handle_fault(error)
-            case Halted() | Stray():
-                # Counts as progress: another engine would have to wait for the operator, too.
-                self._counter.settle()
-                await self._halt(str(error))
-                return BACKOFF_SECONDS_MAX
-        return await self._handle_internal_error(error)
-
-    async def _handle_fault(self, fault: StoreFault | StreamFault) -> float:
-        """Halves the batch that was being written, as its size may be the cause, and drops connections that may be dead."""
-        writing = self._counter.pipeline.writing if self._counter.pipeline else None
-        if isinstance(fault, StoreFault) and writing:
-            self._bound.shrink(writing)
-        if isinstance(fault.__cause__, TimeoutError):
-            self._statement_seconds = min(2 * self._statement_seconds, COMMAND_SECONDS)
-            await self._pool.expire_connections()
-        if isinstance(fault, StreamFault):
-            await drop_idle(self._client)
-        self._metrics.faults.labels("database" if isinstance(fault, StoreFault) else "stream").inc()
-        self._outage.note(fault)
-        self.problem = str(fault)
-        pause = self._backoff
-        self._backoff = min(2 * pause, BACKOFF_SECONDS_MAX)
-        return pause
-
-    async def _handle_internal_error(self, error: BaseException) -> float:
-        self._log.error("internal error", part="settling", exc_info=error)
-        await self._halt(f"{type(error).__name__}: {error}")
-        pause = self._halted_seconds
-        self._halted_seconds = min(2 * pause, HALTED_SECONDS_MAX)
-        return pause
-
-    async def _halt(self, reason: str) -> None:
-        """Records that the partition does not settle: once in the log, in the metrics, and in the database."""
-        if self._halted != reason:
-            self._log.error("partition halted", detail=reason)
-        self._halted = self.problem = reason
-        self._metrics.halted.labels(self._partition).set(1)
-        await self._record_halted(reason)
-
-    async def _resume(self) -> None:
-        """Records that the partition settles."""
-        self._outage.over()
-        if self._halted:
-            self._log.info("partition resumed")
-        self._halted = self.problem = ""
-        self._halted_seconds = HALTED_SECONDS_MIN
-        self._metrics.halted.labels(self._partition).set(0)
-        await self._record_halted("")
-
-    async def _record_halted(self, reason: str) -> None:
-        """Stores the reason in the database if it changed; tries again at the next call after a fault."""
-        if self._recorded != reason:
-            with suppress(StoreFault):
-                await note_halted(self._pool, self._partition, self._epoch, reason)
-                self._recorded = reason
+    def _show_halted(self, halted: int) -> None:
+        self._metrics.halted.labels(self._partition).set(halted)
 
     async def _settle(self, stop: asyncio.Event) -> None:
         """Loads and settles the partition until `stop` is set. After a refusal loads it again on the same connection."""
-        dsn, seconds = self._config.database.dsn, self._statement_seconds
+        dsn, seconds = self._config.database.dsn, self._attempts.statement_seconds
         async with open_writer(dsn, self._engine, self._partition, self._epoch, seconds) as writer:
             refused: RefusedBatch | None = None
             while not stop.is_set():
@@ -274,7 +206,7 @@ class Session:
         except* StoreRefusal as refusals:
             if pipeline.writing is None:
                 raise
-            refused = RefusedBatch(pipeline.writing, _first(refusals))
+            refused = RefusedBatch(pipeline.writing, first_of(refusals))
         return refused
 
     async def _load(self, writer: Writer) -> _Loaded:
@@ -360,13 +292,13 @@ class Session:
         started = time.perf_counter()
         self._offset = committed.offset
         self._refusals.forget(committed.offset.last_id)
-        self._statement_seconds = self._statement_seconds_min
+        self._attempts.committed()
         self._metrics.committed(committed.batch, committed.durations)
         await self._publish_orders(list(committed.batch.orders.values()), committed.offset)
         self._outcomes.note(committed.batch, committed.offset)
         self._rejections.note(committed.batch.rejected)
         self._oddities.note(committed.batch, committed.offset)
-        await self._resume()
+        await self._attempts.resume()
         self._metrics.announce_seconds.observe(time.perf_counter() - started)
 
     async def _publish_orders(self, orders: Sequence[OrderState], offset: Offset) -> None:
@@ -408,7 +340,7 @@ class Session:
         age = (now_ms - id_order(settled.last_id)[0]) / 1000
         self._metrics.lag_seconds.labels(self._partition).set(max(0.0, age) if left else 0)
         if not left:
-            await self._resume()
+            await self._attempts.resume()
 
     def _show_books(self, now_ms: int) -> None:
         """Sets the metrics of open positions, and of contracts with open positions whose mark or book is stale."""
@@ -432,17 +364,3 @@ class Session:
             return
         oldest_ms = max(0, await self._source.now_ms() - int(self._config.stream.retention_hours * 3_600_000))
         await self._source.trim(min([f"{oldest_ms}-0", stored.last_id, *kept], key=id_order))
-
-
-def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """Returns the first exception in nested groups."""
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
-
-
-async def wait(stop: asyncio.Event, seconds: float) -> None:
-    """Waits for some seconds, or until `stop` is set."""
-    with suppress(TimeoutError):
-        await asyncio.wait_for(stop.wait(), seconds)

@@ -1,8 +1,21 @@
 """Counts the steps of a session. The lease keeper detects by them that a partition is stuck, or fails at every attempt."""
 
+from typing import Protocol
+
 from fundsvc.engine.leases import Steps
-from fundsvc.engine.pipeline import Pipeline
+from fundsvc.engine.pipeline import Written
 from fundsvc.readmodel.book_recovery import BookRecovery
+
+
+class Progress(Protocol):
+    """A pipeline: the batch of its current transaction, its steps, and those that settled something or found nothing new."""
+
+    @property
+    def writing(self) -> Written | None:
+        """The batch of the current transaction."""
+
+    progress: int
+    settled: int
 
 
 class StepCounter:
@@ -13,7 +26,7 @@ class StepCounter:
     """
 
     def __init__(self) -> None:
-        self.pipeline: Pipeline | None = None
+        self.pipeline: Progress | None = None
         self.recovery: BookRecovery | None = None
         self._attempts = self._restored = 0
         self._settled_before = self._loaded_before = 0

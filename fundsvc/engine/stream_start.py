@@ -4,17 +4,15 @@ A stream that lost its tail is read from its start. A gap halts the partition un
 `stream.on_gap = "continue"` the partition continues after it.
 """
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
+from prometheus_client import Counter
 from structlog.typing import FilteringBoundLogger
 
-from fundsvc.config.settings import StreamConfig
 from fundsvc.core.batch import Offset
 from fundsvc.engine.continuity import find_gap, lost_tail, same_gap
-from fundsvc.metrics import Metrics
-from fundsvc.store.gaps import Gaps, KnownGap
+from fundsvc.store.gaps import KnownGap
 from fundsvc.store.writer import STREAM_START
-from fundsvc.streams.client import stream_key
 from fundsvc.streams.source import Source, StreamState, id_order
 
 
@@ -33,18 +31,45 @@ class Start(NamedTuple):
     known_ms: int | None = None
 
 
+class Gaps(Protocol):
+    """The gaps of a stream."""
+
+    async def known(self) -> list[KnownGap]:
+        """Returns all gaps found so far."""
+
+    async def keep(self, gap: KnownGap) -> bool:
+        """Stores a gap; returns whether it is new."""
+
+    async def pass_over(self, until_id: str) -> None:
+        """Acknowledges all deletions up to an id."""
+
+
 class StreamStart:
-    """Finds the start for one partition, and records stream regressions and gaps."""
+    """Finds the start for one stream, and records stream regressions and gaps.
+
+    `key` is the stream's key, `name` identifies it in commands. `regressions` and `gap_count` count what is found.
+    """
 
     def __init__(
-        self, source: Source, gaps: Gaps, config: StreamConfig, partition: int, metrics: Metrics, log: FilteringBoundLogger
+        self,
+        source: Source,
+        gaps: Gaps,
+        on_gap: Literal["halt", "continue"],
+        log: FilteringBoundLogger,
+        *,
+        key: str,
+        name: str,
+        regressions: Counter,
+        gap_count: Counter,
     ) -> None:
         self._source = source
         self._gaps = gaps
-        self._config = config
-        self._partition = partition
-        self._metrics = metrics
+        self._on_gap = on_gap
         self._log = log
+        self._key = key
+        self._name = name
+        self._regressions = regressions
+        self._gap_count = gap_count
 
     async def find(self, stored: Offset) -> Start:
         """Returns the start for the stored offset. Raises Halted if there is an unacknowledged gap."""
@@ -52,7 +77,7 @@ class StreamStart:
         known = await self._gaps.known()
         if not lost_tail(stream, stored):
             return await self._after_gap(stream, stored, known)
-        self._metrics.stream_regressions.labels(self._partition).inc()
+        self._regressions.inc()
         self._log.error(
             "stream regression",
             detail="the stream lost its tail: the engine reads it from the start and drops known events by their sequence;"
@@ -68,7 +93,7 @@ class StreamStart:
 
     async def _after_gap(self, stream: StreamState, stored: Offset, known: list[KnownGap]) -> Start:
         """Returns the stored offset, after a gap that may be skipped if there is one."""
-        skips = self._config.on_gap == "continue"
+        skips = self._on_gap == "continue"
         known_until = max((gap.until_id for gap in known if skips or gap.acknowledged_at), key=id_order, default=STREAM_START)
         found = find_gap(stream, stored, STREAM_START)
         if found is None:
@@ -80,9 +105,9 @@ class StreamStart:
         if not skips and id_order(gap.until_id) > id_order(known_until):
             raise Halted(
                 f"{gap.messages} messages after {gap.after_id}, up to {gap.until_id}, were deleted or trimmed from the stream"
-                f" before they were settled: delete the stream (DEL {stream_key(self._partition)}) and have the matching engine"
+                f" before they were settled: delete the stream (DEL {self._key}) and have the matching engine"
                 f" send everything after its cursor again, or continue without them:"
-                f" fundsvc stream acknowledge-gap {self._partition}"
+                f" fundsvc stream acknowledge-gap {self._name}"
             )
         # Not the gap's own number: each load passes the gap while the offset is in it, and must not add that number again.
         offset = stored._replace(messages=await self._settled_or_gone(stream, stored))
@@ -95,14 +120,14 @@ class StreamStart:
     async def _record(self, gap: KnownGap, stored: Offset) -> KnownGap:
         """Stores, logs and counts a gap, once for each gap."""
         if await self._gaps.keep(gap):
-            self._metrics.stream_gaps.labels(self._partition).inc()
+            self._gap_count.inc()
             self._log.error(
                 "stream gap",
                 detail="messages left the stream before they were settled",
                 after_id=gap.after_id,
                 until_id=gap.until_id,
                 count=gap.messages,
-                policy=self._config.on_gap,
+                policy=self._on_gap,
                 stream_id=stored.last_id,
             )
         return gap

@@ -23,6 +23,7 @@ from fundsvc.metrics.audits import AUDIT_FAMILIES, AuditMetrics
 from fundsvc.metrics.exposition import exposition, yielding
 from fundsvc.metrics.families import FUND_FAMILIES
 from fundsvc.metrics.funds import FundMetrics, FundView
+from fundsvc.metrics.mutual import MutualMetrics
 from fundsvc.metrics.requests import RequestMetrics
 
 DURABLE_SETTINGS = ("fsync", "full_page_writes", "appendonly")
@@ -167,6 +168,7 @@ class Metrics:
         self.faults = Counter("fundsvc_faults", "Faults of the database or the stream.", ["part"], registry=registry)
         for part in ("database", "stream"):
             self.faults.labels(part)
+        self.mutual = MutualMetrics(registry)
         connections = Gauge("fundsvc_database_connections", "Open database connections of pools.", ["state"], registry=registry)
         connections.labels("used").set_function(lambda: self._open() - self._idle())
         connections.labels("idle").set_function(self._idle)

@@ -22,7 +22,7 @@ from fundsvc.mutual.core.events import (
     Trade,
     Transfer,
 )
-from fundsvc.wire.codec import EVENT_BYTES_MAX, EVENTS_PER_MESSAGE_MAX, Codec, raw_events
+from fundsvc.wire.codec import EVENT_BYTES_MAX, EVENTS_PER_MESSAGE_MAX, Codec, EventDecoder, raw_events
 from fundsvc.wire.duplicate_keys import check_keys, may_repeat, may_repeat_one
 
 PostedEvent = Transfer | Enable | Disable | Trade | TopUp | Cancel | Payout
@@ -102,3 +102,7 @@ def _refusal(codec: Codec, raw: bytes | msgspec.Raw, detail: str) -> Rejection:
     if tag not in _TYPES:
         return Rejection(Reason.UNKNOWN_TYPE, f"type {tag[:40]!r} is unknown: use one of {', '.join(_TYPES)}")
     return Rejection(Reason.INVALID_FIELD, f"{tag}: {detail}")
+
+
+DECODER = EventDecoder(_decode_whole, decode_event)
+"""Decodes the events of a message's `Contents`."""

@@ -236,6 +236,11 @@ def stream_key(partition: int) -> str:
     return f"fundsvc:{{{partition}}}:in"
 
 
+def pool_stream_key(pool: str) -> str:
+    """Returns the key of the stream of a pool of the mutual."""
+    return f"fundsvc:mutual:in:{{{pool}}}"
+
+
 async def is_append_only(client: StreamClient) -> bool:
     """Returns whether the server, or each primary of a cluster, has its append-only file enabled; raises StreamFault."""
     to_all = {"target_nodes": RedisCluster.PRIMARIES} if isinstance(client, RedisCluster) else {}

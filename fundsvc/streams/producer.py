@@ -94,7 +94,11 @@ class Producer:
 
     async def append_bodies(self, partition: int, field: str, bodies: Iterable[bytes]) -> list[str]:
         """Appends message bodies to a partition's stream unchanged, all or none, and returns their ids."""
-        return _texts(await self._confirmed(partition, APPEND, field, *bodies))
+        return await self.append_to(stream_key(partition), field, bodies)
+
+    async def append_to(self, key: str, field: str, bodies: Iterable[bytes]) -> list[str]:
+        """Appends message bodies to the stream with a key unchanged, all or none, and returns their ids."""
+        return _texts(await self._confirmed(key, APPEND, field, *bodies))
 
     async def version(self, partition: int) -> StreamVersion:
         """Returns the current version of a partition's stream."""
@@ -108,7 +112,7 @@ class Producer:
 
         Returns the ids and the version after the append.
         """
-        reply = await self._confirmed(partition, _APPEND_AFTER, known.run_id, known.added, field, *bodies)
+        reply = await self._confirmed(stream_key(partition), _APPEND_AFTER, known.run_id, known.added, field, *bodies)
         found = _version(reply[0])
         if len(reply) == 1:
             raise StreamReplaced(found)
@@ -116,7 +120,11 @@ class Producer:
 
     async def append_replay(self, partition: int, codec: Codec, body: bytes, replay_of: str) -> None:
         """Sends a rejected event again. `replay_of` is its "stream id/position", so that it is settled at most once."""
-        await self._confirmed(partition, _APPEND_REPLAY, codec, body, replay_of)
+        await self.replay_to(stream_key(partition), codec, body, replay_of)
+
+    async def replay_to(self, key: str, codec: Codec, body: bytes, replay_of: str) -> None:
+        """Sends a rejected event again to the stream with a key, as `append_replay`."""
+        await self._confirmed(key, _APPEND_REPLAY, codec, body, replay_of)
 
     def destinations(self, event: Event) -> Sequence[int]:
         """Returns the partitions of an event."""
@@ -125,9 +133,8 @@ class Producer:
         symbol = event.contract["symbol"] if isinstance(event, Listing) else event.symbol  # type: ignore[attr-defined]
         return (partition_of(symbol, self._partitions),)
 
-    async def _confirmed(self, partition: int, script: str, *arguments: Any) -> Any:
+    async def _confirmed(self, key: str, script: str, *arguments: Any) -> Any:
         """Runs an appending script; returns its reply once the append is as durable as configured, or raises StreamFault."""
-        key = stream_key(partition)
         with faults():
             if not (self._replicas_min or self._fsync):
                 return await self._client.eval(script, 1, key, *arguments)

@@ -6,9 +6,9 @@ so that a misspelt optional field is noticed. Any bytes decode to legal events o
 
 import hashlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import takewhile
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 
@@ -105,14 +105,26 @@ _TYPES = tuple(event.__struct_config__.tag for event in AnyEvent.__args__)
 _DECODE_ERRORS = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
+class EventDecoder(NamedTuple):
+    """Decodes the events of a kind of streams: all of a body at once (None unless all are legal), or one."""
+
+    whole: Callable[[Codec, bytes], Sequence[Any] | None]
+    one: Callable[[Codec, bytes | msgspec.Raw], Any]
+
+
 def decode(message: Message) -> Sequence[Event | Rejection]:
     """Returns the events of a message in order, with a Rejection in place of each illegal event."""
-    if message.too_large:
-        return [Rejection(Reason.TOO_LARGE, message.too_large)]
-    if not message.codec:
-        return [Rejection(Reason.UNDECODABLE, "the stream entry needs exactly one field, named json or msgpack")]
+    if not message.codec or message.too_large:
+        return [_unreadable(message)]
     events = _decode_whole(message.codec, message.body) if len(message.body) <= EVENT_BYTES_MAX else None
     return _decode_each(message.codec, message.body) if events is None else events
+
+
+def _unreadable(message: Message) -> Rejection:
+    """Returns the rejection of a message that is too large, or has no codec."""
+    if message.too_large:
+        return Rejection(Reason.TOO_LARGE, message.too_large)
+    return Rejection(Reason.UNDECODABLE, "the stream entry needs exactly one field, named json or msgpack")
 
 
 def _decode_whole(codec: Codec, body: bytes) -> Sequence[Event | Rejection] | None:
@@ -131,22 +143,24 @@ class Contents:
     """The events of a message. Those of a large message are decoded in portions, so that it does not hold the event loop.
 
     Contents parses the message at most once. `size` is the number of events, including illegal ones, which are Rejections.
+    Without `decoder` they are events of the reserve.
     """
 
-    def __init__(self, message: Message) -> None:
+    def __init__(self, message: Message, decoder: EventDecoder | None = None) -> None:
         self._message = message
+        self._decoder = decoder or RESERVE
         self._raws: Sequence[msgspec.Raw] | None = None
         self._first = 0
-        self._events: Sequence[Event | Rejection] = ()
+        self._events: Sequence[Any] = ()
         if not message.codec or message.too_large:
-            self._events = decode(message)
-        elif len(message.body) > WHOLE_BYTES_MAX or (whole := _decode_whole(message.codec, message.body)) is None:
+            self._events = [_unreadable(message)]
+        elif len(message.body) > WHOLE_BYTES_MAX or (whole := self._decoder.whole(message.codec, message.body)) is None:
             self._take_apart(message.codec)
         else:
             self._events = whole
         self.size = len(self._events) or len(self._raws or ())
 
-    def run(self, start: int, count: int) -> Sequence[Event | Rejection]:
+    def run(self, start: int, count: int) -> Sequence[Any]:
         """Returns up to `count` events from a position on, at least one."""
         if not self._first <= start < self._first + len(self._events):
             self._decode(start)
@@ -155,12 +169,12 @@ class Contents:
 
     def _decode(self, start: int) -> None:
         raws = (self._raws or ())[start : start + RUN_EVENTS]
-        self._first, self._events = start, [decode_event(self._message.codec, raw) for raw in raws]  # type: ignore[arg-type]
+        self._first, self._events = start, [self._decoder.one(self._message.codec, raw) for raw in raws]  # type: ignore[arg-type]
 
     def _take_apart(self, codec: Codec) -> None:
         self._raws = _elements(codec, self._message.body)
         if self._raws is None:
-            self._events = [decode_event(codec, self._message.body)]
+            self._events = [self._decoder.one(codec, self._message.body)]
         elif len(self._raws) > EVENTS_PER_MESSAGE_MAX:
             self._events = [_too_many(len(self._raws))]
 
@@ -238,6 +252,9 @@ def decode_event(codec: Codec, raw: bytes | msgspec.Raw) -> Event | Rejection:
     except _DECODE_ERRORS as error:
         return Rejection(Reason.UNDECODABLE, f"not {codec}: {error}")
     return event
+
+
+RESERVE = EventDecoder(_decode_whole, decode_event)
 
 
 def _repeats(codec: Codec, body: bytes, events: Sequence[Event]) -> bool:

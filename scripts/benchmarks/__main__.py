@@ -18,6 +18,8 @@ import fanout
 import history as ledger_history
 import latency
 import msgspec
+import mutual_ledger
+import mutual_pool
 import peer
 import psutil
 import scraping
@@ -37,6 +39,7 @@ from fundsvc.local.servers import EmbeddedServers
 from fundsvc.wire.codec import Codec
 
 PARTS = ("throughput", "peers", "latency")
+MUTUAL_PARTS = ("core", "ledger")
 
 COLUMNS = 110
 """Width of tables if the output is not a terminal."""
@@ -139,6 +142,38 @@ def takeover(
     else:
         takeovers.show(results, Console(width=None if sys.stdout.isatty() else COLUMNS))
     raise typer.Exit(0 if all(target.met for target in results.targets) else 1)
+
+
+@application.command()
+def mutual(
+    policies: Annotated[int, typer.Option(help="Live policies.")] = 1_000_000,
+    rounds: Annotated[int, typer.Option(help="Cut-offs that complete none; the fastest counts.")] = 9,
+    codec: Annotated[Codec, typer.Option(help="Encoding of durable trades.")] = "json",
+    parts: Annotated[str, typer.Option(help="Measurements, comma-separated.")] = ",".join(MUTUAL_PARTS),
+    directory: Annotated[
+        Path | None, typer.Option(help="Directory on the measured disk; by default the system's temporary directory.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
+) -> None:
+    """Measure a pool of the mutual: cut-offs relative to a plain loop, memory, restart, trades, an account's answer.
+
+    Exits with 1 when a target is missed.
+    """
+    wanted, console = _names(parts, MUTUAL_PARTS, "--parts"), Console(width=None if sys.stdout.isatty() else COLUMNS)
+    results: dict[str, mutual_pool.Results | mutual_ledger.Results] = {}
+    if "core" in wanted:
+        with _progress() as show_progress:
+            results["core"] = mutual_pool.measure(policies, rounds, lambda what: show_progress(what, 0, 0))
+    if "ledger" in wanted:
+        with _servers(directory) as servers, _progress() as show_progress:
+            measuring = mutual_ledger.measure(servers, policies, codec, lambda what: show_progress(what, 0, 0))
+            results["ledger"] = _run(measuring)
+    if as_json:
+        sys.stdout.write(msgspec.json.format(msgspec.json.encode(results)).decode() + "\n")
+    else:
+        for result in results.values():
+            result.show(console)
+    raise typer.Exit(0 if all(target.met for result in results.values() for target in result.targets) else 1)
 
 
 @application.command()

@@ -57,7 +57,7 @@ DELAYS = (0, 0, 0, 0, 100, 400, 1_000, 2_600, -300)
 TAGS = ((),) * 6 + (("copy",), ("self",), ("hedge", "hedge"))
 
 
-def _step(choose):  # noqa: PLR0911 - one for each type
+def _step(choose, position):  # noqa: PLR0911 - one for each type
     """Returns a step by chance: most are losses of covered accounts, so that policies are issued, paid and ended."""
     account, other = choose.choice("abc"), choose.random()
     if other < 0.5:
@@ -74,7 +74,7 @@ def _step(choose):  # noqa: PLR0911 - one for each type
         return "enable", account
     if other < 0.89:
         return "payout", account
-    return ("cancel", account, choose.randint(1, 20)) if other < 0.96 else ("tick",)
+    return ("cancel", account, choose.randint(1 + position // 5, 1 + position // 2)) if other < 0.96 else ("tick",)
 
 
 def _event(step, seq, ts):  # noqa: PLR0911 - one for each type
@@ -103,7 +103,7 @@ def events_of(seed, count):
     choose = random.Random(seed)
     ts, events = START, []
     first = [("transfer", name, 40) for name in "abc"] + [("enable", name) for name in "abc"]
-    steps = [(step, 0) for step in first] + [(_step(choose), choose.choice(DELAYS)) for _ in range(count)]
+    steps = [(step, 0) for step in first] + [(_step(choose, position), choose.choice(DELAYS)) for position in range(count)]
     for seq, (step, delay) in enumerate(steps, 1):
         ts += delay
         events.append(_event(step, seq, ts))

@@ -11,7 +11,7 @@ from streams import POOL, RULES, STREAMS, events_of, small_rules
 
 from fundsvc.core.events import Rejection
 from fundsvc.mutual.core.chain import Kind
-from fundsvc.mutual.core.events import Enable, Tick, TopUp, Trade, Transfer
+from fundsvc.mutual.core.events import Cancel, Enable, Tick, TopUp, Trade, Transfer
 from fundsvc.mutual.core.pool import Pool
 from fundsvc.mutual.core.rows import PoolRow, State
 
@@ -284,3 +284,13 @@ def test_the_streams_of_these_properties_meet_all_rules():
     assert kinds.keys() == set(get_args(Kind))
     assert min(kinds.values()) >= 10, kinds
     assert returned
+
+
+def test_a_restart_changes_nothing_of_an_account_whose_policies_have_ended():
+    """The straight pool has listed the account for a check, the restarted one has not."""
+    straight, active = pool_with_policies(1, activity_ms=2_500)
+    straight.apply(Cancel(POOL, 1_002, 5, "a", 1))
+    again = restored(straight)
+    for pool in (straight, again):
+        pool.apply(Tick(POOL, active + 2_000))
+    assert state(straight) == state(again)

@@ -124,8 +124,9 @@ async def test_two_owners_cannot_both_write(config):
             first.pool.apply(TopUp(POOL, TS, 9, "5", "x"))
             with pytest.raises(OwnershipLost):
                 await first.commit()
-            with pytest.raises(OwnershipLost):
-                await load(first.writer, first.pool.rules)
+            async with open_pool_writer(config.database.dsn, "late", POOL, 0, first.epoch) as late:
+                with pytest.raises(OwnershipLost):
+                    await load(late, first.pool.rules)
             second.pool.apply(TopUp(POOL, TS, 9, "6", "x"))
             await second.commit()
             await second.load()

@@ -22,6 +22,7 @@ from fundsvc.api.http.static_files import Asset, answer_asset
 CHAPTERS = (
     "index",
     "concepts",
+    "mutual",
     "events",
     "api",
     "operations",

@@ -11,6 +11,9 @@ from fundsvc.mutual.core.chain import Entry
 from fundsvc.mutual.core.rows import AccountRow, CycleRow, PolicyRow, PoolRow
 from fundsvc.mutual.core.terms import Rules
 
+ROW_BYTES = 300
+"""The approximate size of a row in memory and on the wire."""
+
 
 @dataclass(frozen=True, slots=True)
 class Batch:
@@ -43,7 +46,7 @@ class Draft:
 
     `changed` are the places of policies that changed, of which those with a mark are live, see `Policies.mark`. `accounts` are
     those with a mark. `ended` are the last states of policies that ended. `events` is counted by the engine, which also adds
-    rejected events. Marks take the place of sets, whose growth would hold the event loop.
+    rejected events, with `reject`. Marks take the place of sets, whose growth would hold the event loop.
     """
 
     issued_before: int = 0
@@ -59,6 +62,16 @@ class Draft:
     duplicates: int = 0
     identity_error: int = 0
     events: int = 0
+    rejected_bytes: int = 0
+
+    def size(self) -> int:
+        """The approximate size of the batch in bytes."""
+        return ROW_BYTES * self.rows() + self.rejected_bytes
+
+    def reject(self, event: Rejected) -> None:
+        """Adds a rejected event."""
+        self.rejected.append(event)
+        self.rejected_bytes += len(event.body)
 
     def rows(self) -> int:
         """The number of rows that the batch writes."""

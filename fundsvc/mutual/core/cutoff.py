@@ -7,7 +7,7 @@ from typing import NamedTuple
 from fundsvc.mutual.core.accounts import Account
 from fundsvc.mutual.core.register import Register, is_live
 from fundsvc.mutual.core.rows import CycleRow, State
-from fundsvc.mutual.core.slices import SCAN, SLICE
+from fundsvc.mutual.core.slices import CHECKS, SCAN, SLICE
 from fundsvc.mutual.core.terms import PPM
 
 
@@ -34,7 +34,7 @@ def freeze_and_thaw(register: Register, at: int) -> Iterator[None]:
     turned: list[int] = []
     for count, number in enumerate(register.checks.take(at), 1):
         turned += _check(register, register.by_number[number], at)
-        if not count % SCAN:
+        if not count % CHECKS:
             yield
     policies = register.policies
 
@@ -111,10 +111,15 @@ def share(register: Register, at: int) -> Iterator[None]:
 
 
 def _check(register: Register, account: Account, at: int) -> Sequence[int]:
-    """Determines whether an account is fit at a cut-off; returns its policies that freeze or thaw (rule 5a)."""
+    """Determines whether an account is fit at a cut-off; returns its policies that freeze or thaw (rule 5a).
+
+    An account whose policies have ended since it was listed has no fitness, as after a restart, which does not list it.
+    """
     if account.check_at != at:
         return ()
     account.check_at = 0
+    if not account.live:
+        return ()
     unfit_from = register.unfit_from(account, at)
     if unfit_from > at:
         register.check_at(account, unfit_from)

@@ -127,12 +127,32 @@ class Pool:
             yield from self._pass_time(event.ts)  # type: ignore[union-attr]
             self._settle(event, amounts)  # type: ignore[arg-type]
 
+    def steps_late(self, event: Event | Rejection, stream_ms: int = 0) -> Iterator[None]:
+        """Applies a rejected event that is sent again as `steps` does, although later sequences were applied meanwhile.
+
+        The last applied sequence stays as it is. The caller knows that the event was not applied.
+        """
+        self._check_stream(event, stream_ms)
+        amounts = self._checks[type(event)](event)
+        yield from self._pass_time(event.ts)  # type: ignore[union-attr]
+        self._settle(event, amounts)  # type: ignore[arg-type]
+
     def is_cutoff_due(self, event: Event | Rejection) -> bool:
         """Whether cut-offs come before an event, so that it should be applied in steps."""
         return 0 < self.register.next_cutoff <= getattr(event, "ts", 0)
 
     def _admit(self, event: Event | Rejection, stream_ms: int) -> Amounts | None:
         """Returns the amounts of an event; None for a duplicate. Raises Rejection if it is malformed or ahead of its time."""
+        self._check_stream(event, stream_ms)
+        seq = getattr(event, "seq", None)
+        if seq is not None and seq <= self.ledger.seq:
+            self._check_content(event, seq)  # type: ignore[arg-type]
+            self.draft.duplicates += 1
+            return None
+        return self._checks[type(event)](event)
+
+    def _check_stream(self, event: Event | Rejection, stream_ms: int) -> None:
+        """Raises the event's Rejection, or one if it belongs to another pool or is ahead of its time."""
         if isinstance(event, Rejection):
             raise event
         if event.pool != self.name:
@@ -140,12 +160,6 @@ class Pool:
         if is_time(stream_ms) and event.ts > stream_ms + self._ahead_ms:
             latest = stream_ms + self._ahead_ms
             raise Rejection(Reason.TS_AHEAD, f"ts {event.ts} is later than {latest}, the latest time allowed")
-        seq = getattr(event, "seq", None)
-        if seq is not None and seq <= self.ledger.seq:
-            self._check_content(event, seq)
-            self.draft.duplicates += 1
-            return None
-        return self._checks[type(event)](event)
 
     def _check_content(self, event: Event, seq: int) -> None:
         """Raises Rejection if another event was applied with this sequence, as far as memory knows."""
@@ -166,7 +180,7 @@ class Pool:
     def _settle(self, event: Event, amounts: Amounts) -> None:
         """Applies an event whose time has come. A refused event leaves the sequence where it was."""
         before = self.ledger.seq
-        seq = self.ledger.seq = getattr(event, "seq", before)
+        seq = self.ledger.seq = max(before, getattr(event, "seq", before))
         try:
             self._handlers[type(event)](event, *amounts)
         except Rejection:

@@ -4,4 +4,7 @@ SLICE = 100
 """Policies between two pauses where each changes, with an entry."""
 
 SCAN = 2_000
-"""Policies or accounts between two pauses where each is only looked at."""
+"""Policies between two pauses where each is only looked at."""
+
+CHECKS = 400
+"""Accounts between two pauses where each is tested for its activity, and its policies are listed."""

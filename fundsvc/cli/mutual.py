@@ -1,0 +1,187 @@
+"""Commands on the mutual: pools, accounts, cut-offs. `fundsvc.cli.simulation` adds `simulate`."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Annotated
+
+import typer
+from rich import box
+from rich.table import Column, Table
+
+from fundsvc.api.http.parameters import PAGE_ENTRIES_MAX
+from fundsvc.app import connected, prepared
+from fundsvc.cli.running import DONE, Json, Terminal, cli, print_json, run
+from fundsvc.cli.tools.mutual_answers import (
+    AccountStatus,
+    CycleStatus,
+    PoolStatus,
+    account_status,
+    at_minute,
+    cycle_status,
+    pool_status,
+)
+from fundsvc.config.settings import Config
+from fundsvc.mutual.store.reader import MutualReader, PoolState
+
+mutual = typer.Typer(help="The mutual: losses that become policies.", no_args_is_help=True)
+cli.add_typer(mutual, name="mutual")
+
+GUARANTEE = "Nothing is guaranteed: amounts and times depend on the pool."
+
+
+@mutual.command()
+def status(context: typer.Context, json: Json = False) -> None:
+    """Show all pools: balance, health, live policies, and the payout ratio of the last 30 cut-offs."""
+
+    async def command(config: Config) -> int:
+        async with _reader(config) as reader:
+            found = [
+                pool_status(pool, await reader.payouts(pool), await reader.unfunded(pool.row.pool))
+                for pool in await reader.pools()
+            ]
+        if json:
+            print_json(found)
+        else:
+            _print_pools(found)
+        return DONE
+
+    run(context, command)
+
+
+@mutual.command()
+def account(
+    context: typer.Context,
+    account: str,
+    pool: Annotated[str | None, typer.Option(help="Only this pool.")] = None,
+    json: Json = False,
+) -> None:
+    """Show an account in each pool: cover, money, live policies, and what its owner should do."""
+
+    async def command(config: Config) -> int:
+        async with _reader(config) as reader:
+            names = [name for name in await reader.pools_of(account) if pool in {None, name}]
+            found = [account_status(state) for name in names if (state := await reader.account(name, account))]
+        if not found:
+            raise LookupError(f"no pool has the account {account!r}" if pool is None else f"{pool} has no account {account!r}")
+        if json:
+            print_json(found)
+        else:
+            for one in found:
+                _print_account(one)
+            Terminal().print(GUARANTEE)
+        return DONE
+
+    run(context, command)
+
+
+@mutual.command()
+def cycles(
+    context: typer.Context,
+    pool: str,
+    count: Annotated[int, typer.Option(min=1, max=PAGE_ENTRIES_MAX, help="Cut-offs, the newest first.")] = 30,
+    json: Json = False,
+) -> None:
+    """List the last cut-offs of a pool: what each distributed."""
+
+    async def command(config: Config) -> int:
+        async with _reader(config) as reader:
+            state = await _known(reader, pool)
+            terms = {one.version: one.rules for one in await reader.terms(pool)}
+            found = [cycle_status(row, terms[row.terms]) for row in await reader.cycles(state.row.pool, count=count)]
+        if json:
+            print_json(found)
+        else:
+            _print_cycles(found)
+        return DONE
+
+    run(context, command)
+
+
+@asynccontextmanager
+async def _reader(config: Config) -> AsyncIterator[MutualReader]:
+    async with prepared(config) as complete, connected(complete) as (pool, _):
+        yield MutualReader(pool)
+
+
+async def _known(reader: MutualReader, pool: str) -> PoolState:
+    state = await reader.pool(pool)
+    if state is None:
+        names = ", ".join(one.row.pool for one in await reader.pools()) or "none"
+        raise LookupError(f"there is no pool {pool!r}; there are: {names}")
+    return state
+
+
+def _print_pools(pools: list[PoolStatus]) -> None:
+    console = Terminal()
+    for pool in pools:
+        _print_lines(
+            console,
+            f"pool {pool.pool}",
+            {
+                "state": f"{pool.state} {pool.halted}".rstrip(),
+                "balance": pool.balance,
+                "health": f"{_share(pool.health)}; a cut-off releases {_share(pool.release)}" if pool.active else "",
+                "policies": f"{pool.active:,} active, {pool.live:,} live",
+                "payout ratio": f"{_share(pool.ratio)} of the face, in the last {pool.ratio_cycles} cut-offs",
+                "paid out": pool.paid_out,
+                "accounts": f"{pool.accounts:,}, {pool.unfunded:,} of them unfunded",
+                "next cut-off": at_minute(pool.next_cutoff),
+                "terms": f"version {pool.terms}",
+                "warning": pool.warning or "",
+            },
+        )
+    console.print(GUARANTEE if pools else "there is no pool: configure one as [mutual.pools.NAME]")
+
+
+def _print_account(found: AccountStatus) -> None:
+    console = Terminal()
+    _print_lines(
+        console,
+        f"{found.account} in {found.pool}",
+        {
+            "cover": "covered" if found.covered else "not covered",
+            "to do": "\n".join(found.advice),
+            "balance": found.balance,
+            "arrears": found.arrears,
+            "next policy": f"{found.accumulated} of {found.threshold} lost",
+            "due": found.due,
+            "payable": found.payable,
+            "paid out": found.paid_out,
+        },
+    )
+    if found.policies:
+        table = Table("policy", "state", *(Column(name, justify="right") for name in ("cap", "accrued", "due")), "until")
+        for policy in found.policies:
+            until = policy.active_at or policy.expires_at
+            table.add_row(f"{policy.policy}", policy.state, policy.cap, policy.accrued, policy.due, at_minute(until))
+        console.print(table)
+
+
+def _print_cycles(found: list[CycleStatus]) -> None:
+    names = ("balance", "health", "released", "of face", "completed")
+    columns = (Column(name, justify="right") for name in names)
+    table = Table("cycle", Column("at", no_wrap=True), *columns, box=box.SIMPLE_HEAD, padding=0)
+    for cycle in found:
+        table.add_row(
+            f"{cycle.cycle}",
+            at_minute(cycle.at),
+            cycle.balance,
+            _share(cycle.health),
+            cycle.released,
+            _share(cycle.share),
+            f"{cycle.completed:,}",
+        )
+    Terminal().print(table)
+
+
+def _print_lines(console: Terminal, title: str, values: dict[str, str]) -> None:
+    """Prints a title and one line for each value that is not empty."""
+    table = Table(Column(), Column(overflow="fold"), show_header=False, box=None)
+    for name, value in values.items():
+        if value:
+            table.add_row(name, value)
+    console.print(title, table, "", sep="\n")
+
+
+def _share(share: float | None) -> str:
+    return "" if share is None else f"{share:.2%}"

@@ -1,0 +1,1 @@
+"""Settles the streams of pools beside the partitions of the reserve."""

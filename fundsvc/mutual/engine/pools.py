@@ -1,0 +1,28 @@
+"""The sessions of the configured pools, each beside the session of its home partition."""
+
+from collections.abc import Sequence
+
+import structlog
+
+from fundsvc.config.settings import Config
+from fundsvc.core.contracts import partition_of
+from fundsvc.engine.engine import Companions, Ownership
+from fundsvc.metrics import Metrics
+from fundsvc.mutual.engine.session import PoolSession
+from fundsvc.mutual.engine.terms_proposals import TermsProposals
+
+log = structlog.get_logger()
+
+
+def pool_sessions(config: Config, metrics: Metrics) -> Companions:
+    """Returns what creates the sessions of pools whose home an engine comes to own; warns of terms that can be farmed."""
+    for name, warning in config.mutual.warnings.items():
+        log.warning("terms can be farmed", pool=name, detail=warning)
+    proposals = TermsProposals()
+
+    def sessions(ownership: Ownership) -> Sequence[PoolSession]:
+        homes = {name: partition_of(name, config.stream.partitions) for name in config.mutual.pools}
+        here = [name for name, home in homes.items() if home == ownership.partition]
+        return [PoolSession(config, metrics, ownership, name, proposals) for name in here]
+
+    return sessions
