@@ -406,6 +406,7 @@ class TestTerms:
         other = msgspec.structs.replace(rules, decimals=1)
         replay = Replay(POOL, {1: Version(rules, 5), 2: Version(other, 4), 4: Version(other, 9)})
         assert [one.partition(": ")[2] for one in replay.differences] == [
+            "version 1 of the terms begins at entry 5, the one before at none",
             "version 2 of the terms begins at entry 4, the one before at 5",
             "version 2 of the terms has other decimals or other cut-offs than the one before",
             "version 4 of the terms begins at entry 9, the one before at none",

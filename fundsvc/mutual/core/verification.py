@@ -80,7 +80,7 @@ class Replay(Pool):
         self._step: tuple[int, int] | None = None
         self._funded = ""
         self._touched: set[str] = set()
-        self._day = self._day_terms = 0
+        self._day, self._day_terms = 0, 1
         self._begin_with: dict[str, Callable[[Entry], None]] = {
             "transfer": self._follow_transfer,
             "topUp": self._follow_top_up,
@@ -98,12 +98,22 @@ class Replay(Pool):
         """The number of the last entry followed."""
         return self._last.entry
 
+    @property
+    def head(self) -> bytes:
+        """The hash of the last entry followed."""
+        return self._head
+
+    def differ(self, sentence: str) -> None:
+        """Adds a difference of the pool."""
+        self._subject = self.name
+        self._differ(sentence)
+
     def learn(self, terms: Mapping[int, Version]) -> None:
         """Adds versions of the terms that were recorded since; checks that they follow each other."""
         for version in sorted(terms.keys() - self._starts.keys()):
             rules, start = terms[version]
             before = self._starts.get(version - 1, 0)
-            if (version > 1 and not before) or start < max(1, before):
+            if (version > 1 and not before) or start < before or (version == 1 and start != 1):
                 self._differ(f"version {version} of the terms begins at entry {start}, the one before at {before or 'none'}")
             if version - 1 in self.versions and not rules.same_units(self.versions[version - 1]):
                 self._differ(f"version {version} of the terms has other decimals or other cut-offs than the one before")

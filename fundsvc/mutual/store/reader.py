@@ -132,11 +132,11 @@ class MutualReader:
 
     async def pools(self) -> list[PoolState]:
         """Returns all pools by name."""
-        return [_pool_state(row) for row in await self._fetch("pools", None)]
+        return [pool_state_from(row) for row in await self._fetch("pools", None)]
 
     async def pool(self, name: str) -> PoolState | None:
         """Returns a pool, if it exists."""
-        return next((_pool_state(row) for row in await self._fetch("pools", name)), None)
+        return next((pool_state_from(row) for row in await self._fetch("pools", name)), None)
 
     async def terms(self, pool: str) -> list[TermsRow]:
         """Returns all versions of the terms of a pool."""
@@ -154,7 +154,7 @@ class MutualReader:
                 return None
             states = await connection.fetch(SQL["pools"], pool)
             policies = await connection.fetch(SQL["live_policies"], pool, account, LIVE_SHOWN_MAX)
-        return AccountState(_pool_state(states[0]), account_from(found), [policy_from(row) for row in policies])
+        return AccountState(pool_state_from(states[0]), account_from(found), [policy_from(row) for row in policies])
 
     async def policies(self, pool: str, account: str, *, count: int, before: int = INT64_MAX) -> list[PolicyRow]:
         """Returns up to `count` policies of an account, live or ended, before a number, the newest first."""
@@ -180,13 +180,13 @@ class MutualReader:
     ) -> list[EntryRow]:
         """Returns up to `count` entries of an account: with `forward` ascending after entry `offset`, else descending."""
         block = "statement_ascending" if forward else "statement_descending"
-        return [_entry(row) for row in await self._fetch(block, pool, account, _offset(offset, forward=forward), count)]
+        return [entry_from(row) for row in await self._fetch(block, pool, account, _offset(offset, forward=forward), count)]
 
     # For the audit and for exports: pages in ascending order.
 
     async def entries_after(self, pool: str, entry: int, count: int) -> list[EntryRow]:
         """Returns up to `count` entries of a pool after a number."""
-        return [_entry(row) for row in await self._fetch("entries_after", pool, entry, count)]
+        return [entry_from(row) for row in await self._fetch("entries_after", pool, entry, count)]
 
     async def policies_after(self, pool: str, policy: int, count: int) -> list[PolicyRow]:
         """Returns up to `count` policies of a pool, live or ended, after a number."""
@@ -231,7 +231,8 @@ async def fetch(pool: Pool, block: str, *parameters: Any) -> list[asyncpg.Record
         return await connection.fetch(SQL[block], *parameters)
 
 
-def _pool_state(row: asyncpg.Record) -> PoolState:
+def pool_state_from(row: asyncpg.Record) -> PoolState:
+    """Builds a pool from a row of the statement `pools`."""
     totals = Totals(row["live"], row["active"], int(row["caps_left"]))
     return PoolState(
         pool_row_from(row),
@@ -246,7 +247,8 @@ def _pool_state(row: asyncpg.Record) -> PoolState:
     )
 
 
-def _entry(row: asyncpg.Record) -> EntryRow:
+def entry_from(row: asyncpg.Record) -> EntryRow:
+    """Builds an entry from a row with its fields, hash and time."""
     *fields, digest, recorded_at = row
     return EntryRow(Entry(*fields), digest, recorded_at)
 
