@@ -1,4 +1,4 @@
-"""Commands on the mutual: pools, accounts, cut-offs, audit. `fundsvc.cli.simulation` adds `simulate`."""
+"""Commands on the mutual: pools, accounts, cut-offs, audit, export. `fundsvc.cli.simulation` adds `simulate`."""
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -11,6 +11,7 @@ from rich.table import Column, Table
 from fundsvc.api.http.parameters import PAGE_ENTRIES_MAX
 from fundsvc.app import connected, prepared
 from fundsvc.cli.running import DONE, NO, Json, Terminal, cli, print_json, progress, run
+from fundsvc.cli.tools.export import Form, row_writer
 from fundsvc.cli.tools.mutual_answers import (
     AccountStatus,
     CycleStatus,
@@ -20,9 +21,11 @@ from fundsvc.cli.tools.mutual_answers import (
     cycle_status,
     pool_status,
 )
+from fundsvc.cli.tools.mutual_export import POOL_COLUMNS, PUBLIC_POOL_COLUMNS, pool_rows, public_pool_rows
 from fundsvc.config.settings import Config
 from fundsvc.core.commitment import Secrets
 from fundsvc.mutual.store.audits import PoolAudit, PoolWalk, audited_pools
+from fundsvc.mutual.store.exports import open_pool_ledger
 from fundsvc.mutual.store.reader import MutualReader, PoolState
 from fundsvc.store.database import Pool
 
@@ -118,6 +121,26 @@ def audit(
         else:
             _print_audits(audits, wrong)
         return NO if wrong else DONE
+
+    run(context, command)
+
+
+@mutual.command()
+def export(
+    context: typer.Context,
+    pool: str,
+    form: Annotated[Form, typer.Option("--format", help="Format of the lines.")] = "csv",
+    public: Annotated[bool, typer.Option("--public", help="Write commitments instead of accounts: may be published.")] = False,
+) -> None:
+    """Write a pool's terms, entries and cut-offs to standard output, in the form that scripts/verify-export verifies."""
+
+    async def command(config: Config) -> int:
+        async with prepared(config) as complete, connected(complete) as (database, _):
+            ledger = await open_pool_ledger(database, pool)
+            write = row_writer(form, PUBLIC_POOL_COLUMNS if public else POOL_COLUMNS)
+            async for row in public_pool_rows(ledger) if public else pool_rows(ledger, complete.ledger.secrets):
+                write(row)
+        return DONE
 
     run(context, command)
 
