@@ -45,6 +45,7 @@ from fundsvc.local.token_secret import with_ledger_secret, with_secret
 from fundsvc.logs.faults import Outage
 from fundsvc.metrics import Metrics
 from fundsvc.mutual.engine.pools import pool_sessions
+from fundsvc.mutual.store.reader import MutualReader
 from fundsvc.readmodel.adl_books import open_adl_books
 from fundsvc.readmodel.ledger_tail import open_tail
 from fundsvc.store.adl import AdlReader
@@ -240,7 +241,7 @@ async def _serving(
         access_control = AccessControl(config.http, config.token, (endpoint.path for endpoint in operations))
         producer = Producer.configured(client, config.stream)
         epochs = StreamEpochs(EpochStore(primary), producer, config.stream.partitions)
-        contracts = ContractResources(reader, stream_key, epochs)
+        contracts = ContractResources(reader, stream_key, epochs, MutualReader(pool))
         ingest = Ingest(config, reader, producer, epochs, access_control)
         exports = Exports(exporting, config.http.exports_max)
         funds = FundResources(reader, tail, Statistics(pool), ledger, appraiser, policy_of, exports, config.ledger.secrets)

@@ -25,6 +25,7 @@ from fundsvc.api.stream_epochs import StreamEpochs
 from fundsvc.core.contracts import partition_of
 from fundsvc.core.events import Position, Rate
 from fundsvc.metrics import Metrics
+from fundsvc.mutual.store.reader import MutualReader
 from fundsvc.store.database import open_pool
 from fundsvc.store.reader import Reader
 from fundsvc.store.stream_epochs import EpochStore
@@ -106,7 +107,7 @@ async def world_of(config, make=Producer):
         reader, producer = Reader(pool), make(client, config.stream.partitions)
         epochs = StreamEpochs(EpochStore(pool), producer, config.stream.partitions)
         ingest = Ingest(config, reader, producer, epochs, access_control)
-        contracts = ContractResources(reader, stream_key, epochs)
+        contracts = ContractResources(reader, stream_key, epochs, MutualReader(pool))
         app = make_app(Middleware(Metrics(), access_control), (ingest.endpoint, *contracts.routes))
         async with serve(app, "127.0.0.1", 0) as url, aiohttp.ClientSession(url) as http, running(config) as engine:
             yield World(http, client, pool, config, engine)

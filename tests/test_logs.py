@@ -36,6 +36,7 @@ from fundsvc.core.batch import Offset
 from fundsvc.core.events import Reason, Rejected
 from fundsvc.core.fund.inventory import Outcome
 from fundsvc.core.partition import Partition
+from fundsvc.engine.attempts import Part
 from fundsvc.logs import configure_logs, exception_text
 from fundsvc.logs.batches import Course, Orders, Outcomes, Rejections
 from fundsvc.logs.faults import REPEAT_SECONDS, Outage, ThrottledFaults
@@ -93,6 +94,8 @@ def events_of(argument):
     if isinstance(argument, ast.JoinedStr) and isinstance(argument.values[0], ast.Constant):
         first = argument.values[0].value
         return [first + kind.replace("_", " ") for kind in get_args(KINDS[first])] if first in KINDS else []
+    if isinstance(argument, ast.JoinedStr) and isinstance(argument.values[-1], ast.Constant):
+        return [part + argument.values[-1].value for part in get_args(Part)]
     return []
 
 

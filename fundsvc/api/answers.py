@@ -170,12 +170,26 @@ class ContractCursor(Answer, frozen=True):
     seq: int
 
 
+class PoolCursor(Answer, frozen=True):
+    """The last settled message of a pool's stream and the last applied sequence. An engine resends from the next sequence."""
+
+    pool: str
+    partition: int
+    stream: str
+    last_id: str
+    seq: int
+
+
 class CursorAnswer(Answer, frozen=True):
-    """The positions from which an engine resends, and the current stream epoch."""
+    """The positions from which an engine resends, and the current stream epoch.
+
+    `pools` are those of the mutual, if there are any.
+    """
 
     stream_epoch: int
     partitions: list[PartitionCursor]
     contracts: list[ContractCursor]
+    pools: list[PoolCursor] | UnsetType = UNSET
 
 
 def contract_answer(listed: Listed) -> ContractAnswer:

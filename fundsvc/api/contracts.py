@@ -4,22 +4,33 @@ import time
 from collections.abc import Callable
 
 import msgspec
+from msgspec import UNSET
 
-from fundsvc.api.answers import ContractAnswer, ContractCursor, CursorAnswer, PartitionCursor, contract_answer
+from fundsvc.api.answers import (
+    ContractAnswer,
+    ContractCursor,
+    CursorAnswer,
+    PartitionCursor,
+    PoolCursor,
+    contract_answer,
+)
 from fundsvc.api.http.application import Route, find_contract
 from fundsvc.api.http.parameters import CursorQuery, Query
 from fundsvc.api.http.tokens import Caller
 from fundsvc.api.stream_epochs import StreamEpochs, producer_name
+from fundsvc.mutual.store.reader import MutualReader, PoolState
 from fundsvc.store.reader import Reader
+from fundsvc.streams.client import pool_stream_key
 
 
 class ContractResources:
-    """Routes that answer from the ledger; `stream_key` returns the stream of a partition."""
+    """Routes that answer from the ledgers of contracts and pools; `stream_key` returns the stream of a partition."""
 
-    def __init__(self, reader: Reader, stream_key: Callable[[int], str], epochs: StreamEpochs) -> None:
+    def __init__(self, reader: Reader, stream_key: Callable[[int], str], epochs: StreamEpochs, pools: MutualReader) -> None:
         self._reader = reader
-        self._epochs = epochs
         self._stream_key = stream_key
+        self._pools = pools
+        self._epochs = epochs
         self.routes = (
             Route("/api/v1/timestamp", Query, self.timestamp),
             Route("/api/v1/contracts/active", Query, self.active_contracts),
@@ -44,7 +55,7 @@ class ContractResources:
         return contract_answer(await find_contract(self._reader, symbol))
 
     async def cursor(self, query: CursorQuery, caller: Caller) -> CursorAnswer:
-        """The last settled message of each stream and sequence of each contract.
+        """The last settled message of each stream and sequence of each contract and pool.
 
         A producer that has read it may post in the current stream epoch.
         """
@@ -63,7 +74,13 @@ class ContractResources:
                 for row in partitions
             ],
             contracts=[ContractCursor(symbol=fund.symbol, partition=fund.partition, seq=fund.seq) for fund in funds],
+            pools=[_pool_cursor(state) for state in await self._pools.pools()] or UNSET,
         )
+
+
+def _pool_cursor(state: PoolState) -> PoolCursor:
+    pool = state.row.pool
+    return PoolCursor(pool=pool, partition=state.home, stream=pool_stream_key(pool), last_id=state.last_id, seq=state.row.seq)
 
 
 _OPEN = msgspec.Raw(b'"Open"')

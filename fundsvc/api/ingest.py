@@ -23,13 +23,19 @@ from fundsvc.api.http.errors import BadParameter, TooLarge, Unavailable, WrongMe
 from fundsvc.api.http.parameters import PostQuery, read_query
 from fundsvc.api.http.routes import JSON, Endpoint, Media
 from fundsvc.api.http.tokens import Caller
-from fundsvc.api.ingest_checks import IngestChecks
+from fundsvc.api.ingest_checks import BodyChecks, IngestChecks, PoolChecks
 from fundsvc.api.stream_epochs import HttpProducer, StreamEpochs, producer_name
 from fundsvc.config.settings import Config
+from fundsvc.core.contracts import partition_of
 from fundsvc.core.events import Event, Listing, PolicyChange, Reason, Rejection
+from fundsvc.core.sequences import Gap
 from fundsvc.logs.faults import ThrottledFaults
+from fundsvc.mutual.codec import PostedEvent as PostedPoolEvent
+from fundsvc.mutual.codec import decode_event as decode_pool_event
+from fundsvc.mutual.core.events import Event as PoolEvent
+from fundsvc.mutual.core.events import TermsChange, Tick
 from fundsvc.store.reader import Reader
-from fundsvc.streams.client import StreamFault, stream_key
+from fundsvc.streams.client import StreamFault, pool_stream_key, stream_key
 from fundsvc.streams.producer import Producer
 from fundsvc.wire.codec import (
     EVENTS_PER_MESSAGE_MAX,
@@ -56,11 +62,17 @@ _CODECS: Mapping[str, Codec] = {JSON: "json", NDJSON: "json", MSGPACK: "msgpack"
 _LINE = re.compile(rb"\S[^\r\n]*")
 """The content of a line from its first character that is not white space."""
 
+Target = int | str
+"""A stream: the number of a partition, or the name of a pool."""
+
 log = structlog.get_logger()
 
 
 class MessageAnswer(Answer, frozen=True):
-    """An appended message: its partition and stream, its id, and the run id of the stream server."""
+    """An appended message: its partition and stream, its id, and the run id of the stream server.
+
+    The stream of a pool has the partition whose owner settles the pool.
+    """
 
     partition: int
     stream: str
@@ -104,13 +116,8 @@ class Submission(NamedTuple):
 
     codec: Codec
     raws: Sequence[bytes | msgspec.Raw]
-    events: Sequence[Event | Rejection]
+    events: Sequence[Event | PoolEvent | Rejection]
     whole: bytes | None
-
-    @property
-    def is_single_rejected(self) -> bool:
-        """Whether the body is one value, not an array, that is not an event."""
-        return self.raws[0] is self.whole and isinstance(self.events[0], Rejection)
 
 
 class Ingest:
@@ -120,13 +127,14 @@ class Ingest:
         self, config: Config, reader: Reader, producer: Producer, epochs: StreamEpochs, access_control: AccessControl
     ) -> None:
         self._checks = IngestChecks(config, reader)
+        self._pools = PoolChecks(config)
         self._producer = producer
         self._epochs = epochs
         self._access_control = access_control
         self._partitions = config.stream.partitions
         self._bytes_max = config.http.ingest_bytes_max
         self._stream_faults = ThrottledFaults(log, "ingest")
-        events = list[PostedEvent] | PostedEvent
+        events = list[PostedEvent | PostedPoolEvent] | PostedEvent | PostedPoolEvent
         self.endpoint = Endpoint(
             "/api/v1/ingest/events",
             self.post,
@@ -139,7 +147,7 @@ class Ingest:
         )
 
     async def post(self, request: web.Request, caller: Caller) -> web.Response:
-        """Appends events to the streams of their contracts, in order, as one message per partition.
+        """Appends events to the streams of their contracts and pools, in order, as one message per stream.
 
         The body is an event, an array of up to 10,000 events as JSON or MessagePack, or one JSON event per line. The service
         keeps rejected events with their reason. It also keeps a body that cannot be decoded, and answers it with 400. If a
@@ -150,10 +158,8 @@ class Ingest:
         query = read_query(PostQuery, request.query)
         body = await request.clone(client_max_size=self._bytes_max).read()
         submission = await read_submission(request.content_type, body)
-        if any(isinstance(event, PolicyChange) for event in submission.events):
-            raise BadParameter(
-                "policy events are not accepted over HTTP: the engines append them when their configuration changes"
-            )
+        if any(isinstance(event, PolicyChange | TermsChange | Tick) for event in submission.events):
+            raise BadParameter("policy, terms and tick events are not accepted over HTTP: the engines append them")
         self._access_control.charge(request, len(submission.raws))
         producer = HttpProducer(producer_name(caller, query.producer_id), query.stream_epoch or 0)
         await self._epochs.admit(producer)
@@ -163,13 +169,13 @@ class Ingest:
         return web.Response(body=msgspec.json.encode(Envelope(data=answer)), content_type=JSON)
 
     async def _submit(self, submission: Submission, producer: HttpProducer) -> IngestAnswer:
-        checks = await self._checks.of(submission.events)
+        checks = await self._checks.of([event for event in submission.events if not isinstance(event, PoolEvent)])
         rejected: dict[int, RejectedAnswer] = {}
         gaps: list[GapAnswer] = []
         for start in range(0, len(submission.events), CHUNK_EVENTS):
             for index, event in enumerate(submission.events[start : start + CHUNK_EVENTS], start):
                 try:
-                    gap = checks.check(event)
+                    gap = self._check(checks, event)
                 except Rejection as rejection:
                     rejection.__traceback__ = None  # The traceback refers to the whole body.
                     rejected[index] = RejectedAnswer(index, rejection.reason, rejection.detail)
@@ -181,46 +187,74 @@ class Ingest:
         accepted = len(submission.events) - len(rejected)
         return IngestAnswer(accepted, messages, list(rejected.values()), self._epochs.epoch, gaps or UNSET)
 
+    def _check(self, checks: BodyChecks, event: Event | PoolEvent | Rejection) -> Gap | None:
+        """Raises Rejection for an event that settlement will reject; returns the gap before an accepted event, if any."""
+        if isinstance(event, PoolEvent):
+            self._pools.check(event)
+            return None
+        return checks.check(event)
+
     async def _append(self, submission: Submission, producer: HttpProducer) -> list[MessageAnswer]:
-        """Appends the events of each partition; raises Unavailable with the partitions that have their events."""
+        """Appends the events of each stream; raises Unavailable with the partitions and pools that have their events."""
         appended: list[MessageAnswer] = []
-        for partition, bodies in sorted(self._parts(submission).items()):
+        complete: list[str] = []
+        for target, bodies in sorted(self._parts(submission).items(), key=str):
             try:
-                ids = await self._epochs.append(producer, partition, submission.codec, bodies)
+                appended += await self._append_to(target, submission.codec, bodies, producer)
             except StreamFault as fault:
-                self._stream_faults.note(fault, partition=partition)
-                complete = ", ".join(sorted({str(message.partition) for message in appended})) or "none"
+                self._stream_faults.note(fault, stream=target)
                 raise Unavailable(
-                    f"the stream server is unreachable; partitions with all events: {complete}; resend the whole body"
+                    f"the stream server is unreachable; partitions with all events: {', '.join(complete) or 'none'};"
+                    " resend the whole body"
                 ) from None
-            run_id = self._epochs.run_id(partition)
-            appended += (MessageAnswer(partition, stream_key(partition), message, run_id) for message in ids)
+            complete.append(str(target) if isinstance(target, int) else f"pool {target}")
         return appended
 
-    def _parts(self, submission: Submission) -> Mapping[int, list[bytes]]:
-        """Returns the message bodies by partition: the whole body if one partition receives it, else arrays of its bytes.
+    async def _append_to(
+        self, target: Target, codec: Codec, bodies: Sequence[bytes], producer: HttpProducer
+    ) -> Iterable[MessageAnswer]:
+        if isinstance(target, int):
+            partition, key = target, stream_key(target)
+            ids = await self._epochs.append(producer, partition, codec, bodies)
+        else:
+            partition, key = partition_of(target, self._partitions), pool_stream_key(target)
+            # A pool's stream has no version of its own: the loss of messages is noticed by the stream of its partition.
+            await self._epochs.examine(partition)
+            await self._epochs.admit(producer)
+            ids = await self._producer.append_to(key, codec, bodies)
+        run_id = self._epochs.run_id(partition)
+        return (MessageAnswer(partition, key, message, run_id) for message in ids)
+
+    def _parts(self, submission: Submission) -> Mapping[Target, list[bytes]]:
+        """Returns the message bodies by stream: the whole body if one stream receives it, else arrays of its bytes.
 
         Lines that cannot be decoded would invalidate an array. They form a separate message.
         """
-        if submission.whole and submission.raws and (self._partitions == 1 or submission.is_single_rejected):
-            return {0: [submission.whole]}
-        routed: dict[int, list[bytes | msgspec.Raw]] = defaultdict(list)
+        pairs = zip(submission.raws, submission.events, strict=True)
+        destinations = [tuple(self._destinations(submission.codec, raw, event)) for raw, event in pairs]
+        if submission.whole and len(set(destinations)) == 1 and len(destinations[0]) == 1:
+            return {destinations[0][0]: [submission.whole]}
+        routed: dict[Target, list[bytes | msgspec.Raw]] = defaultdict(list)
         undecodable: list[bytes] = []
-        for raw, event in zip(submission.raws, submission.events, strict=True):
+        for raw, event, targets in zip(submission.raws, submission.events, destinations, strict=True):
             if submission.whole is None and _is_undecodable(event):
                 undecodable.append(bytes(raw))
             else:
-                for partition in self._destinations(event):
-                    routed[partition].append(raw)
-        parts = {partition: [array_of(raws, submission.codec)] for partition, raws in routed.items()}
+                for target in targets:
+                    routed[target].append(raw)
+        parts = {target: [array_of(raws, submission.codec)] for target, raws in routed.items()}
         return {**parts, 0: [*parts.get(0, []), b"\n".join(undecodable)]} if undecodable else parts
 
-    def _destinations(self, event: Event | Rejection) -> Iterable[int]:
-        """Returns the partitions of an event; the first partition for an event without a known one.
+    def _destinations(self, codec: Codec, raw: bytes | msgspec.Raw, event: Event | PoolEvent | Rejection) -> Iterable[Target]:
+        """Returns the partitions of an event, or its pool; the first partition for an event without a known one.
 
         A rejected listing goes to its contract's partition, because changed terms suspend the contract there.
         """
-        if isinstance(event, Rejection) or (isinstance(event, Listing) and not isinstance(event.contract.get("symbol"), str)):
+        if isinstance(event, PoolEvent | Rejection) and (pool := self._pools.known(codec, raw)):
+            return (pool,)
+        if isinstance(event, PoolEvent | Rejection) or (
+            isinstance(event, Listing) and not isinstance(event.contract.get("symbol"), str)
+        ):
             return (0,)
         return self._producer.destinations(event)
 
@@ -241,12 +275,33 @@ async def read_submission(content_type: str, body: bytes) -> Submission:
     if len(raws) > EVENTS_PER_MESSAGE_MAX:
         raise TooLarge(f"the body has at least {len(raws)} events: send at most {EVENTS_PER_MESSAGE_MAX}")
     if not in_lines and len(raws) <= CHUNK_EVENTS and len(body) <= WHOLE_BYTES_MAX:
-        return Submission(codec, raws, decode(Message("", codec, body)), body)
-    events: list[Event | Rejection] = []
+        return Submission(codec, raws, _of_any_kind(codec, raws, decode(Message("", codec, body))), body)
+    events: list[Event | PoolEvent | Rejection] = []
     for start in range(0, len(raws), CHUNK_EVENTS):
-        events += [decode_event(codec, raw) for raw in raws[start : start + CHUNK_EVENTS]]
+        part = raws[start : start + CHUNK_EVENTS]
+        events += _of_any_kind(codec, part, [decode_event(codec, raw) for raw in part])
         await asyncio.sleep(0)
     return Submission(codec, raws, events, None if in_lines else body)
+
+
+def _of_any_kind(
+    codec: Codec, raws: Sequence[bytes | msgspec.Raw], events: Sequence[Event | Rejection]
+) -> Sequence[Event | PoolEvent | Rejection]:
+    """Returns the events of a run, with those of pools in place of the rejections of their types."""
+    if len(raws) != len(events) or not any(map(_is_of_unknown_type, events)):
+        return events
+    return [_pool_event(codec, raw, event) for raw, event in zip(raws, events, strict=True)]
+
+
+def _pool_event(codec: Codec, raw: bytes | msgspec.Raw, event: Event | Rejection) -> Event | PoolEvent | Rejection:
+    if not _is_of_unknown_type(event):
+        return event
+    decoded = decode_pool_event(codec, raw)
+    return event if _is_of_unknown_type(decoded) else decoded
+
+
+def _is_of_unknown_type(event: Event | PoolEvent | Rejection) -> bool:
+    return isinstance(event, Rejection) and event.reason == Reason.UNKNOWN_TYPE
 
 
 def _lines(body: bytes) -> list[bytes]:
@@ -254,6 +309,6 @@ def _lines(body: bytes) -> list[bytes]:
     return [found[0] for found in islice(_LINE.finditer(body), EVENTS_PER_MESSAGE_MAX + 1)]
 
 
-def _is_undecodable(event: Event | Rejection) -> bool:
+def _is_undecodable(event: Event | PoolEvent | Rejection) -> bool:
     """Returns whether the bytes of an event could not be decoded, or exceed the size that is decoded."""
     return isinstance(event, Rejection) and event.reason in (Reason.UNDECODABLE, Reason.TOO_LARGE)

@@ -11,6 +11,8 @@ from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import NamedTuple
 
+import msgspec
+
 from fundsvc.config.settings import Config
 from fundsvc.core.checks import check, check_rate
 from fundsvc.core.contracts import Contract, TermsChanged, check_relisting, contract_of, partition_of
@@ -28,7 +30,12 @@ from fundsvc.core.events import (
 from fundsvc.core.sequence_lookup import look_up
 from fundsvc.core.sequences import Gap, Numbered, Sequences, content_of
 from fundsvc.core.times import check_time
+from fundsvc.mutual.codec import pool_of
+from fundsvc.mutual.core.events import Event as PoolEvent
+from fundsvc.mutual.core.pool import Pool
+from fundsvc.mutual.core.rows import PoolRow
 from fundsvc.store.reader import Reader
+from fundsvc.wire.codec import Codec
 
 FRESH_SECONDS = 0.5
 """The time for which a contract's state from the ledger is reused. An engine posts many times a second."""
@@ -183,6 +190,29 @@ class BodyChecks:
 
     def _state_of(self, symbol: str) -> ContractState | None:
         return self.changed.get(symbol) or self._known.get(symbol)
+
+
+class PoolChecks:
+    """Checks events of pools, in whatever state the pools are."""
+
+    def __init__(self, config: Config) -> None:
+        ahead = config.stream.ts_ahead_seconds_max
+        self._pools = {
+            name: Pool(PoolRow(name), {1: terms.rules()}, ts_ahead_seconds_max=ahead)
+            for name, terms in config.mutual.pools.items()
+        }
+
+    def known(self, codec: Codec, raw: bytes | msgspec.Raw) -> str | None:
+        """Returns the configured pool that an event names, or None."""
+        pool = pool_of(codec, raw)
+        return pool if pool in self._pools else None
+
+    def check(self, event: PoolEvent) -> None:
+        """Raises Rejection for an event that settlement will reject."""
+        pool = self._pools.get(event.pool)
+        if pool is None:
+            raise Rejection(Reason.UNKNOWN_POOL, f"no pool {event.pool!r} is configured")
+        pool.check(event, time.time_ns() // 1_000_000)
 
 
 def _symbol_of(event: Event | Rejection) -> str | None:

@@ -67,7 +67,7 @@ class StreamEpochs:
 
     async def append(self, producer: HttpProducer, partition: int, field: str, bodies: Sequence[bytes]) -> list[str]:
         """Appends messages of a producer and returns their ids; raises StreamChanged or StreamFault."""
-        known = self._known.get(partition) or await self._examine(partition)
+        known = self._known.get(partition) or await self.examine(partition)
         while True:
             await self.admit(producer)
             try:
@@ -103,9 +103,9 @@ class StreamEpochs:
     async def _examine_if_reachable(self, partition: int) -> None:
         """Examines a stream. An unreachable stream is examined before the next append to it."""
         with suppress(StreamFault):
-            await self._examine(partition)
+            await self.examine(partition)
 
-    async def _examine(self, partition: int) -> StreamVersion:
+    async def examine(self, partition: int) -> StreamVersion:
         """Returns the state of a stream; begins a new epoch if it lost messages."""
         found = await self._producer.version(partition)
         known = self._known.get(partition)

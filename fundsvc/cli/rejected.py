@@ -12,16 +12,24 @@ from rich.table import Table
 from fundsvc.app import connected, prepared
 from fundsvc.cli.running import DONE, NO, Json, Terminal, at_primary, cli, print_json, run
 from fundsvc.config.settings import Config
+from fundsvc.core.events import Reason as Reasons
 from fundsvc.core.events import Rejection, check_replayable
+from fundsvc.mutual.store.reader import KeptEvent as KeptPoolEvent
+from fundsvc.mutual.store.reader import MutualReader
+from fundsvc.store.database import Pool
 from fundsvc.store.rejections import KeptEvent, list_rejected, mark_sent
+from fundsvc.streams.client import pool_stream_key, stream_key
 from fundsvc.streams.producer import Producer
 from fundsvc.wire.codec import Message, decode
 
 rejected = typer.Typer(help="Rejected events, which the service keeps until they are replayed.")
 cli.add_typer(rejected, name="rejected")
 
+AnyEvent = KeptEvent | KeptPoolEvent
+"""A rejected event of a contract or of a pool."""
+
 Reason = Annotated[str | None, typer.Option(help="Only events with this reason.")]
-Key = Annotated[str, typer.Argument(help="partition/stream id/position, as `rejected list` shows it.")]
+Key = Annotated[str, typer.Argument(help="partition or pool/stream id/position, as `rejected list` shows it.")]
 
 
 @rejected.command("list")
@@ -32,11 +40,11 @@ def list_command(
     limit: Annotated[int, typer.Option(min=1)] = 100,
     json: Json = False,
 ) -> None:
-    """List rejected events in stream order, partition by partition."""
+    """List rejected events in stream order, by partition and pool."""
 
     async def command(config: Config) -> int:
         async with prepared(config) as complete, connected(complete) as (pool, _):
-            events = await list_rejected(pool, reason=reason, settled_too=everything, limit=limit)
+            events = await _kept(pool, reason=reason, settled_too=everything, limit=limit)
         if json:
             print_json([_shown(event) for event in events])
         else:
@@ -52,7 +60,7 @@ def show(context: typer.Context, key: Key) -> None:
 
     async def command(config: Config) -> int:
         async with prepared(config) as complete, connected(complete) as (pool, _):
-            events = await list_rejected(pool, key=key)
+            events = await _kept(pool, key=key)
         if not events:
             Terminal(stderr=True).print(f"fundsvc: there is no rejected event {key}; see fundsvc rejected list", style="red")
             return NO
@@ -72,13 +80,13 @@ def replay(context: typer.Context, key: Annotated[str | None, typer.Argument()] 
     async def command(config: Config) -> int:
         async with prepared(config) as complete, connected(at_primary(complete)) as (pool, client):
             producer = Producer.configured(client, complete.stream)
-            events = await list_rejected(pool, reason=reason, key=key, limit=1_000_000)
+            events = await _kept(pool, reason=reason, key=key, limit=1_000_000)
             refusals = {event.key: refusal for event in events if (refusal := _refusal(event))}
             sent = 0
             for event in events:
                 if event.codec != "" and event.settled_at is None and event.key not in refusals:
-                    await producer.append_replay(event.partition, event.codec, event.body, event.origin)
-                    await mark_sent(pool, event)
+                    await producer.replay_to(_stream_of(event), event.codec, event.body, event.origin)
+                    await _mark_sent(pool, event)
                     sent += 1
         for name, refusal in refusals.items():
             Terminal(stderr=True, soft_wrap=True).print(f"{name}: {refusal}")
@@ -88,8 +96,35 @@ def replay(context: typer.Context, key: Annotated[str | None, typer.Argument()] 
     run(context, command)
 
 
-def _refusal(event: KeptEvent) -> Rejection | None:
+async def _kept(
+    pool: Pool, *, reason: str | None = None, settled_too: bool = False, key: str | None = None, limit: int = 100
+) -> Sequence[AnyEvent]:
+    """Returns rejected events of contracts, then those of pools; `key` selects one."""
+    events: list[AnyEvent] = []
+    if not key or key[:1].isdecimal():
+        events += await list_rejected(pool, reason=reason, settled_too=settled_too, key=key, limit=limit)
+    if not key or not key[:1].isdecimal():
+        events += await MutualReader(pool).rejected(reason=reason, settled_too=settled_too, key=key, limit=limit)
+    return events[:limit]
+
+
+def _stream_of(event: AnyEvent) -> str:
+    return pool_stream_key(event.pool) if isinstance(event, KeptPoolEvent) else stream_key(event.partition)
+
+
+async def _mark_sent(pool: Pool, event: AnyEvent) -> None:
+    if isinstance(event, KeptPoolEvent):
+        await MutualReader(pool).mark_sent(event)
+    else:
+        await mark_sent(pool, event)
+
+
+def _refusal(event: AnyEvent) -> Rejection | None:
     """Returns the reason for which an event cannot be replayed, or None."""
+    if isinstance(event, KeptPoolEvent):
+        if event.reason != Reasons.CONFLICT:
+            return None
+        return Rejection(Reasons.CONFLICT, "another event with its seq was applied: let the sender send it under a new seq")
     try:
         for decoded in decode(Message(event.stream_id, event.codec, event.body)):
             check_replayable(decoded)
@@ -98,15 +133,16 @@ def _refusal(event: KeptEvent) -> Rejection | None:
     return None
 
 
-def _print_table(events: Sequence[KeptEvent]) -> None:
+def _print_table(events: Sequence[AnyEvent]) -> None:
     table = Table("event", "rejected at", "reason", "detail", "settled by entry")
     for event in events:
-        settled = f"{event.symbol} {event.entry}" if event.entry else "yes" if event.settled_at else ""
+        entry = None if isinstance(event, KeptPoolEvent) or not event.entry else f"{event.symbol} {event.entry}"
+        settled = entry or ("yes" if event.settled_at else "")
         table.add_row(event.key, event.rejected_at.astimezone(UTC).isoformat(), event.reason, event.detail, settled)
     Terminal().print(table)
 
 
-def _shown(event: KeptEvent) -> dict[str, object]:
+def _shown(event: AnyEvent) -> dict[str, object]:
     """Returns an event for JSON output: its bytes as text or decoded MessagePack if possible, else as hexadecimal digits."""
     body: dict[str, object] = {"hex": event.body.hex()}
     if event.codec == "json" and (text := event.body.decode(errors="ignore")).encode() == event.body:
@@ -123,6 +159,12 @@ def _shown(event: KeptEvent) -> dict[str, object]:
         "rejectedAt": event.rejected_at,
         "replayedAt": event.replayed_at,
         "settledAt": event.settled_at,
-        "symbol": event.symbol,
-        "entry": event.entry,
+        **_settlement(event),
     }
+
+
+def _settlement(event: AnyEvent) -> dict[str, object]:
+    """Returns what settled an event of a contract or a pool, or could."""
+    if isinstance(event, KeptPoolEvent):
+        return {"pool": event.pool, "seq": event.event_seq, "settledBy": event.settled_by}
+    return {"symbol": event.symbol, "entry": event.entry}

@@ -8,40 +8,47 @@ from rich.table import Table
 from fundsvc.app import connected, prepared
 from fundsvc.cli.running import DONE, NO, Json, Terminal, at_primary, cli, print_json, run
 from fundsvc.config.settings import Config
+from fundsvc.mutual.store.state import PoolGaps
+from fundsvc.store.database import Pool
 from fundsvc.store.gaps import Gaps, KnownGap
 
-stream = typer.Typer(help="Gaps in the streams: messages that left a stream before they were settled.")
-cli.add_typer(stream, name="stream")
+streams = typer.Typer(help="Gaps in the streams: messages that left a stream before they were settled.")
+cli.add_typer(streams, name="stream")
 
-Partition = Annotated[int, typer.Argument(help="The number of the partition.", min=0)]
+Stream = Annotated[str, typer.Argument(help="The number of a partition, or the name of a pool.")]
 
 
-@stream.command("gaps")
-def gaps_command(context: typer.Context, partition: Partition, json: Json = False) -> None:
-    """List the gaps of a partition's stream."""
+@streams.command("gaps")
+def gaps_command(context: typer.Context, stream: Stream, json: Json = False) -> None:
+    """List the gaps of the stream of a partition or a pool."""
 
     async def command(config: Config) -> int:
         async with prepared(config) as complete, connected(at_primary(complete)) as (pool, _):
-            _print(await Gaps(pool, partition).known(), json=json)
+            _print(await _gaps(pool, stream).known(), json=json)
         return DONE
 
     run(context, command)
 
 
-@stream.command("acknowledge-gap")
-def acknowledge_gap(context: typer.Context, partition: Partition, json: Json = False) -> None:
-    """Let a partition continue after a gap in its stream; exit with 1 if there is no unacknowledged gap.
+@streams.command("acknowledge-gap")
+def acknowledge_gap(context: typer.Context, stream: Stream, json: Json = False) -> None:
+    """Let a partition or a pool continue after a gap in its stream; exit with 1 if there is no unacknowledged gap.
 
     The missing events stay unsettled. If the matching engine resends them later, they are rejected as late and can be replayed.
     """
 
     async def command(config: Config) -> int:
         async with prepared(config) as complete, connected(at_primary(complete)) as (pool, _):
-            acknowledged = await Gaps(pool, partition).acknowledge()
+            acknowledged = await _gaps(pool, stream).acknowledge()
         _print(acknowledged, json=json)
         return DONE if acknowledged else NO
 
     run(context, command)
+
+
+def _gaps(pool: Pool, stream: str) -> Gaps | PoolGaps:
+    """Returns the gaps of a partition by its number, or of a pool by its name."""
+    return Gaps(pool, int(stream)) if stream.isdecimal() else PoolGaps(pool, stream)
 
 
 def _print(gaps: list[KnownGap], *, json: bool) -> None:

@@ -9,6 +9,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from typing import Literal
 
 from prometheus_client import Counter
 from structlog.typing import FilteringBoundLogger
@@ -33,8 +34,12 @@ HALTED_SECONDS_MIN, HALTED_SECONDS_MAX = 5.0, 60.0
 """The pauses after internal errors, whose cause may disappear."""
 
 
+Part = Literal["partition", "pool"]
+"""What a session settles, as its log lines name it."""
+
+
 class Attempts:
-    """The attempts of one session. `part` names what it settles in log lines ("partition").
+    """The attempts of one session, which settles a `part`.
 
     `problem` is the reason why nothing is settled, "" while it is. `statement_seconds` is the timeout of the ledger's
     statements. `record` stores the reason of a halt, or "" when settling continues. `show_halted` gets
@@ -43,7 +48,7 @@ class Attempts:
 
     def __init__(
         self,
-        part: str,
+        part: Part,
         log: FilteringBoundLogger,
         client: StreamClient,
         pool: Pool,

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from fundsvc.core.batch import Durations
-from fundsvc.core.events import Rejected
+from fundsvc.core.events import Reason, Rejected
 from fundsvc.mutual.core.rows import CycleRow, PoolRow
 from fundsvc.mutual.core.standing import SCALE
 from fundsvc.mutual.core.terms import PPM, Rules
@@ -62,6 +62,8 @@ class MutualMetrics:
         """Shows that this process settles a pool."""
         self.halted.labels(pool).set(0)
         self.identity_error.labels(pool).set(0)
+        for reason in Reason:
+            self.rejected.labels(pool, reason)
         for counted in (self.duplicates, self.entries, self.stream_regressions, self.stream_gaps):
             counted.labels(pool)
 

@@ -35,12 +35,17 @@ class _Tagged(msgspec.Struct):
     type: str
 
 
+class _Pooled(msgspec.Struct):
+    pool: str
+
+
 _WHOLE: dict[str, Any] = {
     "json": msgspec.json.Decoder(list[AnyEvent] | AnyEvent),
     "msgpack": msgspec.msgpack.Decoder(list[AnyEvent] | AnyEvent),
 }
 _ONE: dict[str, Any] = {"json": msgspec.json.Decoder(AnyEvent), "msgpack": msgspec.msgpack.Decoder(AnyEvent)}
 _TAGS: dict[str, Any] = {"json": msgspec.json.Decoder(_Tagged), "msgpack": msgspec.msgpack.Decoder(_Tagged)}
+_POOLS: dict[str, Any] = {"json": msgspec.json.Decoder(_Pooled), "msgpack": msgspec.msgpack.Decoder(_Pooled)}
 _TYPES = tuple(str(event.__struct_config__.tag) for event in AnyEvent.__args__)
 _ERRORS = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
@@ -69,6 +74,15 @@ def decode_event(codec: Codec, raw: bytes | msgspec.Raw) -> Event | Rejection:
     except _ERRORS as error:
         return Rejection(Reason.UNDECODABLE, f"not {codec}: {error}")
     return event
+
+
+def pool_of(codec: Codec, raw: bytes | msgspec.Raw) -> str | None:
+    """Returns the pool that an event names, legal or not; None for one that names none."""
+    try:
+        pool: str = _POOLS[codec].decode(raw).pool
+    except _ERRORS:
+        return None
+    return pool
 
 
 def encode(events: Sequence[Event], codec: Codec = "json") -> bytes:

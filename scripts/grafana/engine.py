@@ -3,6 +3,7 @@
 import limits
 from board import ENGINE, board, choice
 from grafana_foundation_sdk.builders.dashboard import Dashboard
+from mutual import pools
 from panels import COUNT, QUARTER, RATE, SECONDS, THIRD, AnyPanel, Query, lines, number, rows
 from promql import pace, percentile
 from serving import served
@@ -30,6 +31,7 @@ def dashboard() -> Dashboard:
             "Servers": _servers(),
             "HTTP": served(),
             "Audits": _audits(),
+            "Loss cover": pools(),
         },
     )
 

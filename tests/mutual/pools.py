@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import msgspec
@@ -20,7 +20,7 @@ from fundsvc.mutual.core.rows import PoolRow, State
 from fundsvc.mutual.core.terms import Terms
 from fundsvc.mutual.engine.pools import pool_sessions
 from fundsvc.streams.client import pool_stream_key
-from fundsvc.streams.source import Source
+from fundsvc.streams.source import Source, id_order
 
 POOL = "USDT"
 KEY = pool_stream_key(POOL)
@@ -72,11 +72,17 @@ async def send(producer, *messages, codec="json", key=KEY):
     return await producer.append_to(key, codec, [encode(events, codec) for events in messages])
 
 
-async def in_memory(client, rules, name=POOL):
-    """The pool after all messages that are in the stream, applied in memory, with its effects."""
-    pool, after = Pool(PoolRow(name), {1: rules}), "0-0"
+class PoolOfStream(Pool):
+    """A pool that counts the events that it refused."""
+
+    refused = 0
+
+
+async def in_memory(client, rules, name=POOL, until=None):
+    """The pool after all messages of the stream, or those up to an id, applied in memory, with its effects."""
+    pool, after = PoolOfStream(PoolRow(name), {1: rules}), "0-0"
     source = Source(client, 0, pool_stream_key(name))
-    while messages := await source.read(after):
+    while messages := [one for one in await source.read(after) if not until or id_order(one.stream_id) <= id_order(until)]:
         await asyncio.to_thread(_apply, pool, messages)
         after = messages[-1].stream_id
     return pool
@@ -85,8 +91,10 @@ async def in_memory(client, rules, name=POOL):
 def _apply(pool, messages):
     for message in messages:
         for event in decode(message.codec, message.body):
-            with suppress(Rejection):
+            try:
                 pool.apply(event, time_of_id(message.stream_id))
+            except Rejection:
+                pool.refused += 1
 
 
 def meaningful(account, owners):

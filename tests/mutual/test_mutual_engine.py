@@ -4,6 +4,7 @@ import time
 
 import msgspec
 import pytest
+from commands import fundsvc
 from conftest import with_section
 from eventually import eventually
 from ledgers import fill, listing
@@ -172,6 +173,31 @@ async def test_rejected_event_is_applied_once_by_a_replay_although_later_ones_we
     assert kinds == ["transfer", "covered", "uncovered"]
 
 
+async def test_command_line_lists_shows_and_replays_rejected_events_of_pools(quick, producer, reader):
+    sender = Sender(producer, START)
+    config = with_pools(quick, USDT=STILL)
+    async with running(config):
+        events = [sender.make(Enable, "a"), sender.make(TopUp, "5", "x"), TopUp(POOL, START, 2, "6", "x")]
+        (last,) = await sender.send(events)
+        await settled(reader, last)
+        listed = (await fundsvc(config, "rejected", "list", "--json")).result
+        assert [(one["reason"], one["pool"], one["seq"]) for one in listed] == [("not_funded", POOL, 1), ("conflict", POOL, 2)]
+        shown = (await fundsvc(config, "rejected", "show", f"{POOL}/{last}/0")).result
+        assert shown["event"] == f"{POOL}/{last}/0"
+        await sender.send([sender.make(Transfer, "a", "10", "x")])
+        done = await fundsvc(config, "rejected", "replay")
+        assert (done.code, done.output.split(";")[0]) == (0, "resent 1 of 2 events")
+        assert done.error.startswith(f"{POOL}/{last}/2: another event with its seq was applied")
+        await eventually(lambda: is_enabled(reader, "a"))
+    (left,) = (await fundsvc(config, "rejected", "list", "--json")).result
+    assert left["reason"] == "conflict"
+
+
+async def is_enabled(reader, account):
+    state = await reader.account(POOL, account)
+    return state is not None and state.account.enabled
+
+
 async def test_rejected_event_that_was_sent_again_is_not_applied_by_a_replay(quick, producer, reader):
     sender = Sender(producer, START)
     withdrawal = sender.make(Transfer, "a", "-5", "out")
@@ -275,8 +301,10 @@ async def test_gap_halts_only_the_pool_until_acknowledged(quick, producer, clien
         await eventually(lambda: engine.count("fundsvc_mutual_halted") == 1)
         await eventually(lambda: halted_because(reader, "fundsvc stream acknowledge-gap USDT"))
         assert engine.count("fundsvc_mutual_stream_gaps_total") == 1
-        (gap,) = await PoolGaps(database, POOL).acknowledge()
-        assert gap.until_id == lost
+        (listed,) = (await fundsvc(config, "stream", "gaps", POOL, "--json")).result
+        assert (listed["untilId"], listed["acknowledgedAt"]) == (lost, None)
+        assert (await fundsvc(config, "stream", "acknowledge-gap", POOL)).code == 0
+        assert (await PoolGaps(database, POOL).known())[0].acknowledged_at
         await eventually(lambda: engine.count("fundsvc_mutual_halted") == 0)
         await eventually(lambda: engine.count("fundsvc_mutual_balance") == 7)
     assert (await reader.pool(POOL)).halted == ""

@@ -132,10 +132,14 @@ class Pool:
 
         The last applied sequence stays as it is. The caller knows that the event was not applied.
         """
-        self._check_stream(event, stream_ms)
-        amounts = self._checks[type(event)](event)
+        amounts = self.check(event, stream_ms)
         yield from self._pass_time(event.ts)  # type: ignore[union-attr]
         self._settle(event, amounts)  # type: ignore[arg-type]
+
+    def check(self, event: Event | Rejection, stream_ms: int = 0) -> Amounts:
+        """Returns the amounts of an event; raises Rejection if it is malformed, in whatever state the pool is."""
+        self._check_stream(event, stream_ms)
+        return self._checks[type(event)](event)
 
     def is_cutoff_due(self, event: Event | Rejection) -> bool:
         """Whether cut-offs come before an event, so that it should be applied in steps."""

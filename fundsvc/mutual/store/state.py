@@ -13,9 +13,10 @@ async def note_halted(pool: Pool, name: str, epoch: int, reason: str) -> None:
 
 
 async def stored_offset(pool: Pool, name: str) -> Offset:
-    """Returns the offset of a pool in its stream; raises StoreFault."""
-    (row,) = await fetch(pool, "offset", name)
-    return Offset(*row)
+    """Returns the offset of a pool in its stream, the beginning for a pool that is not stored yet; raises StoreFault."""
+    for row in await fetch(pool, "offset", name):
+        return Offset(*row)
+    return Offset(STREAM_START, 0)
 
 
 class PoolGaps:
