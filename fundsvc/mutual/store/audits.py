@@ -229,3 +229,9 @@ class PoolWalk:
 async def audited_pools(pool: Pool) -> list[tuple[str, int]]:
     """Returns the names of all pools and of entries without a pool, with the number of the last entry; raises StoreFault."""
     return [(name, entry) for name, entry in await fetch(pool, "audited_pools")]
+
+
+async def last_entry(pool: Pool, name: str) -> int | None:
+    """Returns the number of the last entry of a pool, None if it does not exist; raises StoreFault."""
+    found = await fetch(pool, "last_entry", name)
+    return int(found[0]["entry"]) if found else None

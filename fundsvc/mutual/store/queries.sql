@@ -166,6 +166,9 @@ WITH RECURSIVE written (pool) AS (
 )
 SELECT pool, coalesce(m.entry, 0) AS entry FROM known LEFT JOIN mutual_pools m USING (pool) ORDER BY pool;
 
+-- name: last_entry
+SELECT entry FROM mutual_pools WHERE pool = $1;
+
 -- name: cycles_descending
 SELECT cycle, at, balance, caps_left, rate, budget, returned, weight, completed, share_index, rem, terms, entry
 FROM mutual_cycles WHERE pool = $1 AND cycle < $2 ORDER BY cycle DESC LIMIT $3;
