@@ -18,9 +18,9 @@ from fundsvc.mutual.store.reader import KeptEvent as KeptPoolEvent
 from fundsvc.mutual.store.reader import MutualReader
 from fundsvc.store.database import Pool
 from fundsvc.store.rejections import KeptEvent, list_rejected, mark_sent
-from fundsvc.streams.client import pool_stream_key, stream_key
+from fundsvc.streams.client import pool_stream_key
 from fundsvc.streams.producer import Producer
-from fundsvc.wire.codec import Message, decode
+from fundsvc.wire.codec import Codec, Message, decode
 
 rejected = typer.Typer(help="Rejected events, which the service keeps until they are replayed.")
 cli.add_typer(rejected, name="rejected")
@@ -85,8 +85,7 @@ def replay(context: typer.Context, key: Annotated[str | None, typer.Argument()] 
             sent = 0
             for event in events:
                 if event.codec != "" and event.settled_at is None and event.key not in refusals:
-                    await producer.replay_to(_stream_of(event), event.codec, event.body, event.origin)
-                    await _mark_sent(pool, event)
+                    await _resend(pool, producer, event, event.codec)
                     sent += 1
         for name, refusal in refusals.items():
             Terminal(stderr=True, soft_wrap=True).print(f"{name}: {refusal}")
@@ -108,14 +107,12 @@ async def _kept(
     return events[:limit]
 
 
-def _stream_of(event: AnyEvent) -> str:
-    return pool_stream_key(event.pool) if isinstance(event, KeptPoolEvent) else stream_key(event.partition)
-
-
-async def _mark_sent(pool: Pool, event: AnyEvent) -> None:
+async def _resend(pool: Pool, producer: Producer, event: AnyEvent, codec: Codec) -> None:
     if isinstance(event, KeptPoolEvent):
+        await producer.replay_to(pool_stream_key(event.pool), codec, event.body, event.origin)
         await MutualReader(pool).mark_sent(event)
     else:
+        await producer.append_replay(event.partition, codec, event.body, event.origin)
         await mark_sent(pool, event)
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import random
 import tempfile
+import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -17,6 +18,7 @@ from tests.crash.http_sender import HttpSender
 from tests.crash.letters import Letter, write_letters
 from tests.crash.oracle import Undisturbed, undisturbed
 from tests.crash.poison import FORBIDDEN
+from tests.crash.pools import PoolSender, pool_differences, pools_setting, write_events
 from tests.crash.schedule import ALL, ESCALATING, ESSENTIAL, LOSING, POSTED, STREAM_KEPT, Disturbance, disturb, schedule
 from tests.crash.sender import CarefulSender, Sender, SnapshotSender
 from tests.crash.verdict import differences
@@ -28,6 +30,9 @@ ENGINES = 2
 
 DIFFERENCES_MAX, DIFFERENCE_LENGTH_MAX = 20, 5000
 """Limits of the output: a difference quotes both values."""
+
+POOL_EVENTS = 3000
+"""Events of the pool, sent over about fifteen seconds."""
 
 EVENTS_PER_SECOND = 400
 """Slow enough for many interruptions, fast enough that an owner is often within a transaction."""
@@ -123,6 +128,9 @@ async def _disturbed(
     disturbances: Iterable[Disturbance],
     sender_type: type[Sender],
 ) -> None:
+    now_ms = time.time_ns() // 1_000_000
+    events = write_events(chance.randrange(10**6), POOL_EVENTS, now_ms)
+    world.pools = pools_setting(now_ms)
     for _ in range(ENGINES):
         world.start_engine()
     if sender_type is HttpSender:
@@ -134,6 +142,7 @@ async def _disturbed(
         calm = asyncio.Event()
         async with aclosing(sender), asyncio.TaskGroup() as tasks:
             tasks.create_task(sender.send_all(calm, expected.funds))
+            tasks.create_task(PoolSender(world, events).send_all(calm))
             for disturbance in disturbances:
                 await disturb(world, chance, disturbance)
             calm.set()
@@ -145,7 +154,10 @@ async def _disturbed(
         world.timeline.note("everything is settled")
         await eventually("the rollups are complete", lambda: _rollups_complete(world))
         await world.stop_engines()
-        wrong = await differences(world, client, letters, expected)
+        wrong = [
+            *await differences(world, client, letters, expected),
+            *await pool_differences(world, events, now_ms),
+        ]
     lost = sum(log.read_text().count("lost its tail") for log in world.directory.glob("engine-*.log"))
     world.timeline.note(
         f"{sender.resumptions} resumptions of the sender, {lost} lost tails found by engines, engines use at most"

@@ -114,6 +114,7 @@ class World:
     """Servers in a directory, and the engines that use them.
 
     `happened` counts the disturbances. The sender holds the lock `sending` while it sends, and resends after `resend` is set.
+    `pools` are the pools of the engines, as JSON.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -130,6 +131,7 @@ class World:
         self.resend = asyncio.Event()
         self.memory_mb = 0.0
         self.api_url = ""
+        self.pools = "{}"
         self._api: psutil.Popen | None = None
         self._started = 0
 
@@ -149,6 +151,7 @@ class World:
             "FUNDSVC_STREAM_PARTITIONS": str(PARTITIONS),
             "FUNDSVC_LEDGER_SECRET": LEDGER_SECRET,
             "FUNDSVC_LOG_FORMAT": "json",
+            "FUNDSVC_MUTUAL_POOLS": self.pools,
             "FUNDSVC_ADL_ROUND_SECONDS": "0",  # the exchange answers late
             "FUNDSVC_ENGINE_BOOK_SECONDS": "5",  # books are saved seldom, so engines replay many messages
             "PYTHONFAULTHANDLER": "1",  # an engine that does not end prints the stacks of its threads

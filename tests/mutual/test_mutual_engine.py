@@ -9,14 +9,17 @@ from conftest import with_section
 from eventually import eventually
 from ledgers import fill, listing
 from pools import KEY, POOL, VECTORS, assert_equal, in_memory, read_vector, running, send, with_pools
+from structlog.testing import capture_logs
 
 from fundsvc.cli.tools.mutual_vectors import run_mutual_vector
 from fundsvc.core.contracts import partition_of
 from fundsvc.core.events import Rejection
+from fundsvc.metrics import Metrics
 from fundsvc.mutual.codec import decode
 from fundsvc.mutual.core.events import Disable, Enable, TermsChange, Tick, TopUp, Trade, Transfer
 from fundsvc.mutual.core.rows import State
 from fundsvc.mutual.core.terms import Terms
+from fundsvc.mutual.engine.pools import pool_sessions
 from fundsvc.mutual.store.reader import MutualReader
 from fundsvc.mutual.store.state import PoolGaps
 from fundsvc.store.database import open_pool
@@ -396,3 +399,37 @@ async def test_settled_messages_beyond_the_retention_are_trimmed(config, produce
 
 async def is_shorter(client, length):
     return await client.xlen(KEY) < length
+
+
+def test_terms_that_can_be_farmed_are_warned_of_at_start(config):
+    with capture_logs() as lines:
+        pool_sessions(with_pools(config, USDT=Terms(cap=1_000_000), USDC=STILL), Metrics())
+    ((event, pool),) = [(line["event"], line["pool"]) for line in lines]
+    assert (event, pool) == ("terms can be farmed", "USDT")
+
+
+async def test_what_only_the_database_knows_is_shown(quick, producer, client, reader):
+    now = await server_time_ms(client, KEY)
+    sender, config = Sender(producer, now - 3 * DAY), with_pools(quick, USDT=Terms())
+    async with running(config):
+        opening = [*sender.fund("a", "b"), sender.make(TopUp, "100", "x"), sender.trade("a", "-100"), sender.trade("b", "2000")]
+        (last,) = await sender.send(opening)
+        await settled(reader, last)
+    async with running(config):
+        await eventually(lambda: caught_up(reader, now))
+    async with running(config) as engine:
+        await eventually(lambda: engine.count("fundsvc_mutual_unfunded_accounts") == 1)
+        await eventually(lambda: engine.count("fundsvc_mutual_payout_ratio") == pytest.approx(0.08))
+
+
+async def test_money_that_does_not_add_up_is_reported(quick, producer, reader, owner_connection):
+    sender, config = Sender(producer, START), with_pools(quick, USDT=STILL)
+    async with running(config):
+        (last,) = await sender.send([sender.make(TopUp, "100", "x")])
+        await settled(reader, last)
+    await owner_connection.execute("UPDATE mutual_pools SET balance = balance - 5000000, released = 5000000")
+    async with running(config) as engine:
+        with capture_logs() as lines:
+            await sender.send([sender.make(TopUp, "1", "y")])
+            await eventually(lambda: engine.count("fundsvc_mutual_identity_error") == 5)
+        assert "identity error" in {line["event"] for line in lines}

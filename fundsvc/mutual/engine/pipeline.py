@@ -170,30 +170,30 @@ class PoolPipeline:
 
     def _settle_slice(self, message: Message, contents: Contents, position: int, events: Sequence[Event | Rejection]) -> int:
         """Settles events from a position on until the slice ends; returns the position of the first unsettled event."""
-        started = time.perf_counter()
-        stream_ms = time_of_id(message.stream_id)
+        started, first, stream_id = time.perf_counter(), position, message.stream_id
+        stream_ms = time_of_id(stream_id)
         for event in events:
-            place = EventPlace(message.stream_id, position)
             try:
-                if self._steps is None:
-                    self._check_refused(place)
-                if not self._apply(event, place, stream_ms):
+                if self._refused and self._steps is None:
+                    self._check_refused(EventPlace(stream_id, position))
+                if not self._apply(event, stream_id, stream_ms):
                     break
             except Rejection as rejection:
                 self._steps = None
-                self._reject(message, contents.raw(position), place, rejection, event)
+                self._reject(message, contents.raw(position), EventPlace(stream_id, position), rejection, event)
             position += 1
-            self._count(place)
             if time.perf_counter() >= self._slice_ends:
                 break
+        if position > first:
+            self._count(EventPlace(stream_id, position - 1), position - first)
         if position >= contents.size:
             self._pass(message)
         elif position:
-            self._settled = self._settled._replace(events=position, partial_id=message.stream_id)
+            self._settled = self._settled._replace(events=position, partial_id=stream_id)
         self._settle_seconds += time.perf_counter() - started
         return position
 
-    def _apply(self, event: Event | Rejection, place: EventPlace, stream_ms: int) -> bool:
+    def _apply(self, event: Event | Rejection, stream_id: str, stream_ms: int) -> bool:
         """Applies an event, or continues with it; returns whether it is applied. It is not when the slice ends first."""
         pool = self._pool
         before = pool.ledger.seq
@@ -202,7 +202,7 @@ class PoolPipeline:
         elif not self._continue(self._steps or pool.steps(event, stream_ms)):
             return False
         if self._open and pool.ledger.seq != before:
-            self._note_applied(pool.ledger.seq, place)
+            self._note_applied(pool.ledger.seq, stream_id)
         return True
 
     def _continue(self, steps: Iterator[None]) -> bool:
@@ -214,11 +214,11 @@ class PoolPipeline:
         self._steps = None
         return True
 
-    def _note_applied(self, seq: int, place: EventPlace) -> None:
+    def _note_applied(self, seq: int, stream_id: str) -> None:
         """Records that a later event had the sequence of a rejected one."""
         if seq in self._open:
             self._open.discard(seq)
-            self._applied.append(Applied(None, None, seq, place.stream_id))
+            self._applied.append(Applied(None, None, seq, stream_id))
 
     async def _settle_replay(self, message: Message, contents: Contents) -> None:
         """Applies a rejected event that was sent again, unless it or its sequence was applied already."""
@@ -232,7 +232,7 @@ class PoolPipeline:
             key = EventPlace(match[1], int(match[2]))
             if await self._ledger.is_open(*key):
                 await self._replay(message, contents, key)
-        self._count(place)
+        self._count(place, 1)
         self._pass(message)
 
     async def _replay(self, message: Message, contents: Contents, key: EventPlace) -> None:
@@ -271,8 +271,8 @@ class PoolPipeline:
             self._open = {one for one in self._open if one > self._pool.ledger.seq}
         self._open.add(seq)
 
-    def _count(self, place: EventPlace) -> None:
-        self._pool.draft.events += 1
+    def _count(self, place: EventPlace, events: int) -> None:
+        self._pool.draft.events += events
         self._place = place
 
     def _pass(self, message: Message) -> None:

@@ -82,6 +82,8 @@ class TermsRow(NamedTuple):
 
 
 _IDENTITY = (None, None, None)
+_STATES = tuple(State)
+_COVER, _ACTIVITY = AccountRow._fields.index("cover"), AccountRow._fields.index("activity")
 
 
 def rejected_row(event: Rejected) -> RejectedRow:
@@ -121,14 +123,17 @@ def pool_row_from(row: asyncpg.Record) -> PoolRow:
 
 def account_from(row: Iterable[Any]) -> AccountRow:
     """Builds the state of an account from the values of its fields."""
-    account = AccountRow(*row)
-    return account._replace(cover=tuple(account.cover), activity=tuple(account.activity))
+    values = list(row)
+    values[_COVER], values[_ACTIVITY] = tuple(values[_COVER]), tuple(values[_ACTIVITY])
+    return AccountRow(*values)
 
 
 def policy_from(row: Iterable[Any]) -> PolicyRow:
     """Builds the state of a policy from the values of its fields."""
-    policy = PolicyRow(*row)
-    return policy._replace(state=State(policy.state), entered=int(policy.entered))
+    policy, account, state, terms, face, cap, issued_at, active_at, expires_at, paid, moved, entered = row
+    return PolicyRow(
+        policy, account, _STATES[state], terms, face, cap, issued_at, active_at, expires_at, paid, moved, int(entered)
+    )
 
 
 def cycle_from(row: asyncpg.Record) -> CycleRow:

@@ -87,10 +87,17 @@ class PoolWriter:
             )
         terms = map(terms_from, await self._connection.fetch(SQL["load_terms"], self._pool))
         pool = Pool(row, {one.version: one.rules for one in terms}, secret=secret, ts_ahead_seconds_max=ts_ahead_seconds_max)
-        accounts = _Chunks(self._connection, "load_accounts", self._pool, 0, account_from)
-        policies = _Chunks(self._connection, "load_policies", self._pool, 0, policy_from, last_key=_number)
-        owners = _Chunks(self._connection, "load_owners", self._pool, 0, _name)
-        await _restore(pool, (accounts, policies, owners), step)
+        used_up: list[_Chunks] = []
+        accounts = _Chunks(self._connection, "load_accounts", self._pool, account_from, used_up)
+        policies = _Chunks(self._connection, "load_policies", self._pool, policy_from, used_up, last_key=_number)
+        owners = _Chunks(self._connection, "load_owners", self._pool, _name, used_up)
+        await _refill(used_up, step)
+        for count, _ in enumerate(pool.restore(accounts, policies, owners), 1):
+            if used_up:
+                await _refill(used_up, step)
+            if not count % ROWS_AT_ONCE:
+                step()
+                await asyncio.sleep(0)
         self._accounts = stored["accounts"]
         opened = await self._connection.fetch(SQL["load_open"], self._pool, row.seq)
         offset = Offset(stored["last_id"], stored["messages"], stored["events"], stored["partial_id"])
@@ -175,57 +182,48 @@ class PoolWriter:
 
 
 class _Chunks(Iterator[Any]):
-    """Rows of a query in their order, fetched in chunks. Call `refill` before the next row when `is_empty`."""
+    """Rows of a query in their order, fetched in chunks. One whose rows are used up adds itself to `used_up`: call `refill`."""
 
     def __init__(
         self,
         connection: asyncpg.Connection,
         block: str,
         pool: str,
-        start: int,
         build: Callable[[Iterable[Any]], Any],
+        used_up: "list[_Chunks]",
         last_key: Callable[[Any], int] | None = None,
     ) -> None:
         self._connection = connection
         self._block = block
         self._pool = pool
-        self._from = start
         self._build = build
+        self._used_up = used_up
         self._last_key = last_key
+        self._from = 0
         self._rows: Iterator[asyncpg.Record] = iter(())
         self._left = 0
-        self.is_complete = False
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether the next row is not fetched yet."""
-        return not (self._left or self.is_complete)
+        self._is_complete = False
+        used_up.append(self)
 
     async def refill(self) -> None:
         """Fetches the next chunk."""
         rows = await self._connection.fetch(SQL[self._block], self._pool, self._from, CHUNK)
         self._rows, self._left = iter(rows), len(rows)
-        self.is_complete = len(rows) < CHUNK
+        self._is_complete = len(rows) < CHUNK
         self._from = self._last_key(rows[-1]) if self._last_key and rows else self._from + len(rows)
 
     def __next__(self) -> Any:
-        assert not self.is_empty, "the core pauses after each row"
-        self._left = max(0, self._left - 1)
+        assert self._left or self._is_complete, "the core pauses after each row"
+        self._left -= 1
+        if not self._left and not self._is_complete:
+            self._used_up.append(self)
         return self._build(next(self._rows))
 
 
-async def _restore(pool: Pool, parts: tuple[_Chunks, _Chunks, _Chunks], step: Callable[[], None]) -> None:
-    """Restores a pool from rows that are fetched as they are needed; yields to the event loop."""
-    for part in parts:
-        await part.refill()
-    for count, _ in enumerate(pool.restore(*parts), 1):
-        for part in parts:
-            if part.is_empty:
-                await part.refill()
-                step()
-        if not count % ROWS_AT_ONCE:
-            step()
-            await asyncio.sleep(0)
+async def _refill(used_up: list[_Chunks], step: Callable[[], None]) -> None:
+    while used_up:
+        await used_up.pop().refill()
+        step()
 
 
 def _number(row: asyncpg.Record) -> int:
