@@ -1,11 +1,9 @@
 """Commands on the ledger: contracts, replay, audit, export, rebuild-rollups, vectors."""
 
-import csv
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import msgspec
 import typer
@@ -15,7 +13,7 @@ from fundsvc.app import connected, consuming, prepared
 from fundsvc.cli.running import DONE, NO, Json, Terminal, at_primary, cli, print_json, progress, run
 from fundsvc.cli.tools.audit import DIFFERENCES_MAX, ContractAudit, audit_contract
 from fundsvc.cli.tools.delivery import Delivered, Delivery, Gain, listed
-from fundsvc.cli.tools.export import COLUMNS, PUBLIC_COLUMNS, Row, export_rows, public_rows
+from fundsvc.cli.tools.export import COLUMNS, PUBLIC_COLUMNS, Form, export_rows, public_rows, row_writer
 from fundsvc.cli.tools.mutual_vectors import run_any_vector
 from fundsvc.cli.tools.recordings import Fitting, Format, open_recording, read_contracts
 from fundsvc.cli.tools.vectors import Outcome, read_vector
@@ -122,7 +120,7 @@ def audit(
 def export(
     context: typer.Context,
     symbol: str,
-    form: Annotated[Literal["csv", "ndjson"], typer.Option("--format", help="Format of the lines.")] = "csv",
+    form: Annotated[Form, typer.Option("--format", help="Format of the lines.")] = "csv",
     public: Annotated[
         bool, typer.Option("--public", help="Write commitments instead of accounts, and no ADL records: may be published.")
     ] = False,
@@ -132,7 +130,7 @@ def export(
     async def command(config: Config) -> int:
         async with prepared(config) as complete, connected(complete) as (pool, _):
             ledger = await open_ledger(pool, symbol)
-            write = _csv_writer(PUBLIC_COLUMNS if public else COLUMNS) if form == "csv" else _write_json_line
+            write = row_writer(form, PUBLIC_COLUMNS if public else COLUMNS)
             rows = public_rows(ledger) if public else export_rows(ledger, complete.ledger.secrets)
             async for row in rows:
                 write(row)
@@ -248,16 +246,6 @@ def _print_audits(audits: Sequence[ContractAudit], wrong: Sequence[ContractAudit
         console.print(
             f"{unopened:,} commitments to accounts were not checked: ledger.secret and ledger.previous lack their secrets"
         )
-
-
-def _csv_writer(columns: Sequence[str]) -> Callable[[Row], object]:
-    writer = csv.DictWriter(sys.stdout, columns, lineterminator="\n")
-    writer.writeheader()
-    return writer.writerow
-
-
-def _write_json_line(row: Row) -> None:
-    sys.stdout.write(msgspec.json.encode(row).decode() + "\n")
 
 
 def _print_outcomes(outcomes: dict[str, Outcome]) -> None:

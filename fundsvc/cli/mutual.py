@@ -1,6 +1,6 @@
-"""Commands on the mutual: pools, accounts, cut-offs. `fundsvc.cli.simulation` adds `simulate`."""
+"""Commands on the mutual: pools, accounts, cut-offs, audit, export. `fundsvc.cli.simulation` adds `simulate`."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Annotated
 
@@ -10,7 +10,8 @@ from rich.table import Column, Table
 
 from fundsvc.api.http.parameters import PAGE_ENTRIES_MAX
 from fundsvc.app import connected, prepared
-from fundsvc.cli.running import DONE, Json, Terminal, cli, print_json, run
+from fundsvc.cli.running import DONE, NO, Json, Terminal, cli, print_json, progress, run
+from fundsvc.cli.tools.export import Form, row_writer
 from fundsvc.cli.tools.mutual_answers import (
     AccountStatus,
     CycleStatus,
@@ -20,8 +21,13 @@ from fundsvc.cli.tools.mutual_answers import (
     cycle_status,
     pool_status,
 )
+from fundsvc.cli.tools.mutual_export import POOL_COLUMNS, PUBLIC_POOL_COLUMNS, pool_rows, public_pool_rows
 from fundsvc.config.settings import Config
+from fundsvc.core.commitment import Secrets
+from fundsvc.mutual.store.audits import PoolAudit, PoolWalk, audited_pools
+from fundsvc.mutual.store.exports import open_pool_ledger
 from fundsvc.mutual.store.reader import MutualReader, PoolState
+from fundsvc.store.database import Pool
 
 mutual = typer.Typer(help="The mutual: losses that become policies.", no_args_is_help=True)
 cli.add_typer(mutual, name="mutual")
@@ -95,6 +101,74 @@ def cycles(
         return DONE
 
     run(context, command)
+
+
+@mutual.command()
+def audit(
+    context: typer.Context, pool: Annotated[str | None, typer.Option(help="Only this pool.")] = None, json: Json = False
+) -> None:
+    """Recompute every pool from entry 1 and compare all stored rows; exit with 1 on any difference."""
+
+    async def command(config: Config) -> int:
+        async with prepared(config) as complete, connected(complete) as (database, _):
+            known = [(name, entries) for name, entries in await audited_pools(database) if pool in {None, name}]
+            if pool is not None and not known:
+                raise LookupError(f"there is no pool {pool!r}")
+            audits = await _audit_all(database, known, complete.ledger.secrets)
+        wrong = [one for one in audits if one.differences]
+        if json:
+            print_json({"pools": audits, "differences": sum(len(one.differences) for one in wrong)})
+        else:
+            _print_audits(audits, wrong)
+        return NO if wrong else DONE
+
+    run(context, command)
+
+
+@mutual.command()
+def export(
+    context: typer.Context,
+    pool: str,
+    form: Annotated[Form, typer.Option("--format", help="Format of the lines.")] = "csv",
+    public: Annotated[bool, typer.Option("--public", help="Write commitments instead of accounts: may be published.")] = False,
+) -> None:
+    """Write a pool's terms, entries and cut-offs to standard output, in the form that scripts/verify-export verifies."""
+
+    async def command(config: Config) -> int:
+        async with prepared(config) as complete, connected(complete) as (database, _):
+            ledger = await open_pool_ledger(database, pool)
+            write = row_writer(form, PUBLIC_POOL_COLUMNS if public else POOL_COLUMNS)
+            async for row in public_pool_rows(ledger) if public else pool_rows(ledger, complete.ledger.secrets):
+                write(row)
+        return DONE
+
+    run(context, command)
+
+
+async def _audit_all(database: Pool, known: Sequence[tuple[str, int]], secrets: Secrets) -> list[PoolAudit]:
+    audits = []
+    with progress() as bars:
+        task = bars.add_task("entries recomputed", total=sum(entries for _, entries in known))
+        for name, _ in known:
+            walk = PoolWalk(database, name, secrets)
+            while not walk.ended:
+                bars.advance(task, await walk.step())
+            audits.append(walk.result())
+    return audits
+
+
+def _print_audits(audits: Sequence[PoolAudit], wrong: Sequence[PoolAudit]) -> None:
+    console = Terminal()
+    for one in wrong:
+        for difference in one.differences:
+            console.print(difference, style="red")
+    verdict = f"{len(wrong)} pools differ" if wrong else "no differences"
+    console.print(f"{sum(one.entries for one in audits):,} entries of {len(audits):,} pools recomputed: {verdict}")
+    unopened = sum(one.unopened for one in audits)
+    if unopened:
+        console.print(
+            f"{unopened:,} commitments to accounts were not checked: ledger.secret and ledger.previous lack their secrets"
+        )
 
 
 @asynccontextmanager

@@ -55,6 +55,13 @@ class MutualMetrics:
         self.entries = counter("entries", "Ledger entries of a pool written.")
         self.stream_regressions = counter("stream_regressions", "Regressions of a pool's stream.")
         self.stream_gaps = counter("stream_gaps", "Gaps: messages left a pool's stream before they were settled.")
+        self.audit_success = gauge("audit_success", "1 if the last audit of a pool's ledger found no difference, else 0.")
+        self.audit_last = gauge(
+            "audit_last_timestamp_seconds", "Time of the last audit of a pool's ledger to its end without a difference."
+        )
+        self.audit_entries = Counter(
+            "fundsvc_mutual_audit_entries", "Ledger entries of pools that the audit recomputed.", registry=registry
+        )
         self._gauges = (self.balance, self.health, self.identity_error, self.active, self.unfunded, self.ratio, self.late)
         self._states = (self.halted, self.lag_messages)
 
@@ -71,6 +78,21 @@ class MutualMetrics:
         """Hides a pool that this process no longer settles. The counts are kept."""
         for one in (*self._gauges, *self._states):
             one.remove(pool)
+
+    def audited(self, pool: str, *, good: bool) -> None:
+        """Shows whether the audit of a pool found no difference."""
+        self.audit_success.labels(pool).set(good)
+        if good:
+            self.audit_last.labels(pool).set_to_current_time()
+
+    def recomputed(self, entries: int) -> None:
+        """Counts entries that the audit recomputed."""
+        self.audit_entries.inc(entries)
+
+    def release_audit(self, pool: str) -> None:
+        """Hides the results of the audit of a pool that this process no longer settles."""
+        self.audit_success.remove(pool)
+        self.audit_last.remove(pool)
 
     def show(self, view: PoolView) -> None:
         """Shows a pool as it was loaded, or after a commit."""

@@ -1,7 +1,7 @@
 """Panels of the pools of the mutual."""
 
 import limits
-from panels import COUNT, MONEY, QUARTER, RATE, SECONDS, SHARE, AnyPanel, Query, lines
+from panels import COUNT, HALF, MONEY, QUARTER, RATE, SECONDS, SHARE, AnyPanel, Query, lines
 from promql import pace
 
 
@@ -71,5 +71,19 @@ def pools() -> list[AnyPanel]:
             Query("sum by (pool) (increase(fundsvc_mutual_stream_regressions_total[15m]))", "{{pool}} regressions"),
             Query("sum by (pool) (increase(fundsvc_mutual_stream_gaps_total[15m]))", "{{pool}} gaps"),
             width=QUARTER,
+        ),
+        lines(
+            "Audit of pools",
+            "Time since a pool was last audited to its end without a difference.",
+            SECONDS,
+            Query("time() - max by (pool) (fundsvc_mutual_audit_last_timestamp_seconds)", "{{pool}}"),
+            width=HALF,
+        ),
+        lines(
+            "Recomputed entries of pools",
+            "Entries of pools that the audit recomputed per second.",
+            RATE,
+            Query(pace("fundsvc_mutual_audit_entries_total", "instance"), "{{instance}}"),
+            width=HALF,
         ),
     ]

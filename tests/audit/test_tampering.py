@@ -152,11 +152,12 @@ async def ledger(config, owner_connection):
 
 
 async def columns_of(connection):
-    """Returns the columns of all writable tables with their types."""
+    """Returns the columns of all writable tables with their types, but those of the mutual: see test_mutual_audit."""
     rows = await connection.fetch(
         "SELECT table_name, column_name, data_type FROM information_schema.columns JOIN information_schema.tables"
         " USING (table_schema, table_name)"
         " WHERE table_schema = 'public' AND table_type = 'BASE TABLE' AND is_generated = 'NEVER'"
+        " AND table_name NOT LIKE 'mutual\\_%'"
         " ORDER BY table_name, ordinal_position"
     )
     return {(row["table_name"], row["column_name"]): row["data_type"] for row in rows}

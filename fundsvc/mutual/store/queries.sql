@@ -153,6 +153,26 @@ FROM mutual_policies WHERE pool = $1 AND account = $2 AND policy < $3 ORDER BY p
 SELECT policy, account, state, terms, face, cap, issued_at, active_at, expires_at, paid, moved, entered
 FROM mutual_policies WHERE pool = $1 AND policy > $2 ORDER BY policy LIMIT $3;
 
+-- name: policies_numbered
+-- Policies of a pool by number, live or ended.
+SELECT policy, account, state, terms, face, cap, issued_at, active_at, expires_at, paid, moved, entered
+FROM mutual_policies WHERE pool = $1 AND policy = ANY ($2::bigint[]);
+
+-- name: audited_pools
+-- Every pool of entries or of mutual_pools, so that a removed pool is found too, with the number of its last entry.
+WITH RECURSIVE written (pool) AS (
+    (SELECT pool FROM mutual_entries ORDER BY pool LIMIT 1)
+    UNION ALL
+    SELECT (SELECT e.pool FROM mutual_entries e WHERE e.pool > w.pool ORDER BY e.pool LIMIT 1)
+    FROM written w WHERE w.pool IS NOT NULL
+), known AS (
+    SELECT pool FROM written WHERE pool IS NOT NULL UNION SELECT pool FROM mutual_pools
+)
+SELECT pool, coalesce(m.entry, 0) AS entry FROM known LEFT JOIN mutual_pools m USING (pool) ORDER BY pool;
+
+-- name: last_entry
+SELECT entry FROM mutual_pools WHERE pool = $1;
+
 -- name: cycles_descending
 SELECT cycle, at, balance, caps_left, rate, budget, returned, weight, completed, share_index, rem, terms, entry
 FROM mutual_cycles WHERE pool = $1 AND cycle < $2 ORDER BY cycle DESC LIMIT $3;

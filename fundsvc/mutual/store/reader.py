@@ -148,11 +148,11 @@ class MutualReader:
 
     async def pools(self) -> list[PoolState]:
         """Returns all pools by name."""
-        return [_pool_state(row) for row in await self._fetch("pools", None)]
+        return [pool_state_from(row) for row in await self._fetch("pools", None)]
 
     async def pool(self, name: str) -> PoolState | None:
         """Returns a pool, if it exists."""
-        return next((_pool_state(row) for row in await self._fetch("pools", name)), None)
+        return next((pool_state_from(row) for row in await self._fetch("pools", name)), None)
 
     async def views(self, known: Mapping[str, PoolView]) -> dict[str, PoolView]:
         """Returns all pools by name with their payouts, of one snapshot.
@@ -160,7 +160,7 @@ class MutualReader:
         Copies the payouts from `known` for pools without a new cut-off.
         """
         async with reading(self._pool) as connection, snapshot(connection):
-            states = [_pool_state(row) for row in await connection.fetch(SQL["pools"], None)]
+            states = [pool_state_from(row) for row in await connection.fetch(SQL["pools"], None)]
             return {state.row.pool: await _view(connection, state, known.get(state.row.pool)) for state in states}
 
     async def terms(self, pool: str) -> list[TermsRow]:
@@ -219,13 +219,13 @@ class MutualReader:
     ) -> list[EntryRow]:
         """Returns up to `count` entries of an account: with `forward` ascending after entry `offset`, else descending."""
         block = "statement_ascending" if forward else "statement_descending"
-        return [_entry(row) for row in await self._fetch(block, pool, account, _offset(offset, forward=forward), count)]
+        return [entry_from(row) for row in await self._fetch(block, pool, account, _offset(offset, forward=forward), count)]
 
     # For the audit and for exports: pages in ascending order.
 
     async def entries_after(self, pool: str, entry: int, count: int) -> list[EntryRow]:
         """Returns up to `count` entries of a pool after a number."""
-        return [_entry(row) for row in await self._fetch("entries_after", pool, entry, count)]
+        return [entry_from(row) for row in await self._fetch("entries_after", pool, entry, count)]
 
     async def policies_after(self, pool: str, policy: int, count: int) -> list[PolicyRow]:
         """Returns up to `count` policies of a pool, live or ended, after a number."""
@@ -286,14 +286,15 @@ async def _pool_and_account(connection: PoolConnectionProxy, pool: str, account:
     if found is None:
         return None
     (state,) = await connection.fetch(SQL["pools"], pool)
-    return _pool_state(state), account_from(found)
+    return pool_state_from(state), account_from(found)
 
 
 async def _live(connection: PoolConnectionProxy, pool: str, account: str) -> list[PolicyRow]:
     return [policy_from(row) for row in await connection.fetch(SQL["live_policies"], pool, account, LIVE_SHOWN_MAX)]
 
 
-def _pool_state(row: asyncpg.Record) -> PoolState:
+def pool_state_from(row: asyncpg.Record) -> PoolState:
+    """Builds a pool from a row of the statement `pools`."""
     totals = Totals(row["live"], row["active"], int(row["caps_left"]))
     return PoolState(
         pool_row_from(row),
@@ -308,7 +309,8 @@ def _pool_state(row: asyncpg.Record) -> PoolState:
     )
 
 
-def _entry(row: asyncpg.Record) -> EntryRow:
+def entry_from(row: asyncpg.Record) -> EntryRow:
+    """Builds an entry from a row with its fields, hash and time."""
     *fields, digest, recorded_at = row
     return EntryRow(Entry(*fields), digest, recorded_at)
 
