@@ -15,10 +15,12 @@ from conftest import with_section
 from escalations import BEGINNING, SYMBOL, executed
 from eventually import eventually
 from ledgers import fill, listing
+from mutuals import POOL, some_life
 from prometheus_server import DEPLOYED, free_port, needs_prometheus, prometheus
 
 from fundsvc.core.events import Fill
-from fundsvc.streams.client import open_client
+from fundsvc.mutual.codec import encode
+from fundsvc.streams.client import open_client, pool_stream_key
 from fundsvc.streams.producer import Producer
 
 CASES = sorted((Path(__file__).parents[1] / "prometheus").glob("*.yml"))
@@ -97,8 +99,11 @@ def config(config):
 async def watched(config, directory, **overrides):
     """Yields a Prometheus that scrapes an engine and an API in separate processes, and a producer of events.
 
-    `overrides` are variables of the engine's environment.
+    The engine settles a pool, too. `overrides` are variables of its environment.
     """
+    pools = directory / "pools.toml"
+    pools.write_text(f"[mutual.pools.{POOL}]\n")
+    overrides |= {"FUNDSVC_CONFIG": str(pools)}
     engine, api = free_port(), free_port()
     targets = {"fundsvc-engine": [f"127.0.0.1:{engine}"], "fundsvc-api": [f"127.0.0.1:{api}"]}
     async with (
@@ -107,7 +112,9 @@ async def watched(config, directory, **overrides):
         open_client(config.stream) as client,
         prometheus(directory, targets) as server,
     ):
-        yield server, Producer(client, config.stream.partitions)
+        producer = Producer(client, config.stream.partitions)
+        await producer.append_to(pool_stream_key(POOL), "json", [encode(some_life())])
+        yield server, producer
 
 
 def liquidation(seq, lots, price):
@@ -130,10 +137,11 @@ async def test_prometheus_alerts_on_a_drained_fund(config, tmp_path):
         await producer.append([takeovers.LISTING, takeovers.FUNDED, takeovers.mark(50), held])
         await producer.append([*BEGINNING, listing("EMPTY"), liquidation(1, 1000, 39100)])
         await eventually(lambda: shows(f'symbol:fundsvc_balance:max{{symbol="{SYMBOL}"}}', 100.0), seconds=40)
-        assert await server.firing() == {}
+        refused = {("MutualEventsRejected", None)}
+        await eventually(lambda: fires(*refused), seconds=40)
 
         await producer.append([liquidation(2, 100, 37000), fill("EMPTY", 1, -7), fill("UNKNOWN", 1, 1)])
-        dry = {("FundDry", SYMBOL), ("FundDrawdown", SYMBOL), ("FundUncovered", "EMPTY"), ("EventsRejected", None)}
+        dry = {("FundDry", SYMBOL), ("FundDrawdown", SYMBOL), ("FundUncovered", "EMPTY"), ("EventsRejected", None), *refused}
         firing = await eventually(lambda: fires(*dry, ("AdlOrderOpen", SYMBOL)), seconds=40)
         assert firing["FundDry", SYMBOL]["annotations"] == {
             "summary": f"The fund of {SYMBOL} is dry; its peak was 100 USDT",

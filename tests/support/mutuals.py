@@ -1,5 +1,6 @@
 """Pools of the mutual in the database of a test, settled without their stream."""
 
+import time
 from contextlib import asynccontextmanager, suppress
 
 import asyncpg
@@ -21,14 +22,14 @@ ANNA, BERT, CARL = "secret-anna", "secret-bert", "secret-carl"
 
 
 class Events:
-    """Makes events with rising sequences; `day` and `hour` count from TS."""
+    """Makes events with rising sequences; `hours` count from `start` (ms)."""
 
-    def __init__(self, pool=POOL, seq=0):
-        self.pool, self.seq = pool, seq
+    def __init__(self, pool=POOL, seq=0, start=TS):
+        self.pool, self.seq, self.start = pool, seq, start
 
     def _next(self, hours):
         self.seq += 1
-        return self.pool, TS + int(hours * HOUR_MS), self.seq
+        return self.pool, self.start + int(hours * HOUR_MS), self.seq
 
     def transfer(self, account, amount, hours=0.0):
         return Transfer(*self._next(hours), account, str(amount), f"transfer-{self.seq}")
@@ -44,7 +45,7 @@ class Events:
         return [self.transfer(account, amount, hours), self.enable(account, hours)]
 
     def trade(self, account, pnl, hours=1.0, volume=2000, opened=None):
-        opened_at = TS + int((hours if opened is None else opened) * HOUR_MS)
+        opened_at = self.start + int((hours if opened is None else opened) * HOUR_MS)
         return Trade(*self._next(hours), account, "XBTUSDTM", f"trade-{self.seq}", opened_at, str(pnl), str(volume))
 
     def top_up(self, amount, hours=0.0):
@@ -57,7 +58,7 @@ class Events:
         return Payout(*self._next(hours), account)
 
     def tick(self, hours):
-        return Tick(self.pool, TS + int(hours * HOUR_MS))
+        return Tick(self.pool, self.start + int(hours * HOUR_MS))
 
 
 def story():
@@ -101,6 +102,19 @@ class SettledPool:
         await self._writer.commit(batch, totals, (), self._offset, after)
         self._offset = after
         return batch
+
+
+def some_life(pool=POOL):
+    """Returns events of the last days of a pool: a top-up, an active policy, cut-offs until today's, and a refused event."""
+    now_ms = time.time_ns() // 1_000_000
+    events = Events(pool, start=(now_ms // DAY_MS - 3) * DAY_MS - HOUR_MS)
+    return [
+        *events.insured(ANNA),
+        events.top_up(20),
+        events.trade(ANNA, -150),
+        *(events.tick(hours) for hours in (1, 25, 49, 73)),
+        events.cancel(BERT, 1, 73),
+    ]
 
 
 @asynccontextmanager
