@@ -159,7 +159,10 @@ class Ingest:
         body = await request.clone(client_max_size=self._bytes_max).read()
         submission = await read_submission(request.content_type, body)
         if any(isinstance(event, PolicyChange | TermsChange | Tick) for event in submission.events):
-            raise BadParameter("policy, terms and tick events are not accepted over HTTP: the engines append them")
+            raise BadParameter(
+                "policy, terms and tick events are not accepted over HTTP: the engines append them, the first two when their"
+                " configuration changes"
+            )
         self._access_control.charge(request, len(submission.raws))
         producer = HttpProducer(producer_name(caller, query.producer_id), query.stream_epoch or 0)
         await self._epochs.admit(producer)

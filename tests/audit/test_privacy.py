@@ -91,7 +91,7 @@ async def explained(world):
 async def public_paths(world):
     """Yields the path of every GET without a required token, with parameter values."""
     _, text = await read(world, "/openapi.json")
-    values = {"symbol": SYMBOL, "entry": "2", "adl": "1", "round": "1", "settle": "usdt"}
+    values = {"symbol": SYMBOL, "entry": "2", "adl": "1", "round": "1", "settle": "usdt", "pool": "USDT"}
     queries = {"ts": str(TS), "symbol": SYMBOL}
     for path, methods in msgspec.json.decode(text)["paths"].items():
         operation = methods.get("get")

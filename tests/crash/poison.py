@@ -36,8 +36,19 @@ BY_STATE = (
     Reason.CONTRACT_CLOSED,
 )
 
-BEYOND_LETTERS = (Reason.TOO_MANY_CONTRACTS,)
-"""Needs 10,000 contracts in a partition; tests/core/test_many_contracts.py tests it."""
+OF_POOLS = (
+    Reason.INSUFFICIENT,
+    Reason.NOT_FUNDED,
+    Reason.UNKNOWN_POLICY,
+    Reason.POLICY_OVER,
+    Reason.UNKNOWN_POOL,
+    Reason.TS_AHEAD,
+    Reason.TERMS_FIXED,
+)
+"""Only events of the mutual are rejected with these; tests/mutual tests them."""
+
+BEYOND_LETTERS = (Reason.TOO_MANY_CONTRACTS, *OF_POOLS)
+"""The first needs 10,000 contracts in a partition; tests/core/test_many_contracts.py tests it."""
 
 RARE = (Reason.DATABASE_REFUSED, Reason.TOO_LARGE)
 """Each of these costs a dozen transactions, or the memory of a thousand others."""

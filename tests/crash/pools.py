@@ -103,7 +103,9 @@ class PoolSender:
 
     async def _step(self, producer: Producer, reader: MutualReader) -> None:
         size = 1 + 3 * len(ACCOUNTS) if not self._sent else EVENTS_PER_MESSAGE
-        run = self._events[self._sent : self._sent + size]
+        # The next message waits until this one is applied: a stream that lost it would take the next one, and the pool would
+        # count the lost events as duplicates when they are resent.
+        run = self._events[self._sent : self._sent + size] if self._applied == self._sent else []
         if run:
             async with self._world.sending:
                 await producer.append_to(pool_stream_key(POOL), "msgpack", [encode(run, "msgpack")])

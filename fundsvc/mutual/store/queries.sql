@@ -133,12 +133,6 @@ FROM mutual_accounts WHERE pool = $1 AND account = $2;
 -- Those of the accounts $2 that a commit after the one at $3 changed.
 SELECT account FROM mutual_accounts WHERE pool = $1 AND account = ANY($2::text[]) AND updated_at > $3;
 
--- name: accounts_page
--- Up to $3 accounts of a pool from number $2 on, with their numbers.
-SELECT number, account, balance, arrears, payable, paid_out, accumulated, enabled, unfunded, cover, day, profits, activity,
-       unfit_since
-FROM mutual_accounts WHERE pool = $1 AND number >= $2 ORDER BY number LIMIT $3;
-
 -- name: live_policies
 SELECT policy, account, state, terms, face, cap, issued_at, active_at, expires_at, paid, moved, entered
 FROM mutual_policies WHERE pool = $1 AND account = $2 AND state <= 2 ORDER BY policy LIMIT $3;
