@@ -28,7 +28,7 @@ from tests.crash.world import PARTITIONS, World
 
 POOL = "CRASH"
 ACCOUNTS = [f"account-{number}" for number in range(10)]
-HOUR_MS, CUTOFF_AGE_MS = 3_600_000, 1_800_000
+OPENED_AGE_MS, CUTOFF_AGE_MS = 7_200_000, 1_800_000
 
 EVENTS_PER_MESSAGE = 20
 PAUSE_SECONDS = 0.1
@@ -51,7 +51,7 @@ def _terms(now_ms: int) -> Terms:
 
 def write_events(seed: int, count: int, now_ms: int) -> list[Event]:
     """Returns events that a pool accepts, with sequences from 1 on. The opening is before the cut-off."""
-    chance, ts = random.Random(seed), now_ms - 2 * HOUR_MS
+    chance, ts = random.Random(seed), now_ms - OPENED_AGE_MS
     events: list[Event] = [TopUp(POOL, ts, 1, "3000", "x")]
     for account in ACCOUNTS:
         seq = len(events)
@@ -67,7 +67,9 @@ def _event(chance: random.Random, seq: int, ts: int) -> Event:
     account = chance.choice(ACCOUNTS)
     match chance.choices(range(5), (70, 10, 8, 6, 6))[0]:
         case 0:
-            return Trade(POOL, ts, seq, account, "XBTUSDTM", f"t{seq}", ts, chance.choice(("-130", "-20", "55", "400")), "9")
+            # Opened with the pool, when all accounts were covered: a tick moves the times at which cover ends and begins.
+            opened_at, pnl = ts - OPENED_AGE_MS, chance.choice(("-130", "-20", "55", "400"))
+            return Trade(POOL, ts, seq, account, "XBTUSDTM", f"t{seq}", opened_at, pnl, "9")
         case 1:
             return Transfer(POOL, ts, seq, account, "3.5", f"m{seq}")
         case 2:
