@@ -136,10 +136,16 @@ async def test_event_of_an_unknown_pool_is_rejected_and_kept(world):
     await eventually(lambda: world.engine.count("fundsvc_rejected_total") == 1)
 
 
+REFUSED = (
+    "policy, terms and tick events are not accepted over HTTP: the engines append them, the first two when their configuration"
+    " changes"
+)
+
+
 @pytest.mark.parametrize("event", [Tick(POOL, TS), TermsChange(POOL, TS, 2, TERMS.rules())])
 async def test_events_of_the_owner_are_not_accepted(world, event):
     status, answer = await world.post(encode([event]))
-    assert (status, answer["msg"]) == (400, "policy, terms and tick events are not accepted over HTTP: the engines append them")
+    assert (status, answer["msg"]) == (400, REFUSED)
     assert not await world.client.exists(KEY)
 
 
