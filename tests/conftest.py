@@ -25,13 +25,17 @@ from fundsvc.streams.client import open_client
 settings.register_profile("thorough", max_examples=150, deadline=None)
 settings.load_profile("thorough")  # many examples per property, within seconds
 
-structlog.configure(
-    # Tracebacks are plain, as in the service: structlog's default formatter holds the loop for 250 ms.
-    processors=[
-        *structlog.get_config()["processors"][:-1],
-        structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback),
-    ]
-)
+PROCESSORS = [
+    *structlog.get_config()["processors"][:-1],
+    structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback),
+]
+"""Tracebacks are plain, as in the service: structlog's default formatter holds the loop for 250 ms."""
+
+
+def pytest_runtest_setup():
+    """Configures the logs before each test, as an earlier one may have changed them."""
+    structlog.configure(processors=[*PROCESSORS])
+
 
 MEMORY = Path("/dev/shm")
 """A file system in memory: PostgreSQL copies a database there with a third of the CPU time."""
