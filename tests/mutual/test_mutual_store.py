@@ -100,7 +100,7 @@ async def test_reader_pages_statements_cycles_and_policies(config, reader):
     last = batch.cycles[-1].cycle
     assert [row.cycle for row in await reader.cycles(POOL, count=2, offset=last)] == [last - 1, last - 2]
     mine = [policy for policy in batch.policies if policy.account == account]
-    assert await reader.policies(POOL, account, count=99) == sorted(mine, reverse=True)
+    assert (await reader.policy_page(POOL, account, count=99)).policies == sorted(mine, reverse=True)
     state = await reader.account(POOL, account)
     assert state.live == [policy for policy in mine if policy.state <= State.FROZEN]
     assert state.account in batch.accounts

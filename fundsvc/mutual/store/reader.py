@@ -195,10 +195,6 @@ class MutualReader:
         """Returns those of these accounts of a pool that a commit changed after the commit at `since`."""
         return [name for (name,) in await self._fetch("changed_accounts", pool, accounts, since)]
 
-    async def policies(self, pool: str, account: str, *, count: int, before: int = INT64_MAX) -> list[PolicyRow]:
-        """Returns up to `count` policies of an account, live or ended, before a number, the newest first."""
-        return [policy_from(row) for row in await self._fetch("policies_descending", pool, account, before, count)]
-
     async def cycles(self, pool: str, *, count: int, offset: int | None = None, forward: bool = False) -> list[CycleRow]:
         """Returns up to `count` cut-offs: with `forward` ascending after number `offset`, else descending before it."""
         block = "cycles_ascending" if forward else "cycles_descending"
