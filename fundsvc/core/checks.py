@@ -5,7 +5,7 @@ Settlement and the HTTP API call the same functions, so that both reject the sam
 
 from fundsvc.core.contracts import Contract
 from fundsvc.core.events import SETTLEMENT, Event, Fill, Mark, Position, Rate, Reason, Rejection, Settle, Takeover, Unwind
-from fundsvc.core.identifiers import check_identifiers
+from fundsvc.core.identifiers import are_plain, check_identifiers
 from fundsvc.core.numbers import PRICE_DECIMALS_MAX, parse_amount, parse_price
 
 
@@ -28,19 +28,22 @@ def check(event: Event, contract: Contract) -> None:
 
 def check_fill(fill: Fill, contract: Contract) -> tuple[int, int]:
     """The price and the bankruptcy price in the contract's units; raises Rejection."""
-    check_identifiers(fill)
+    if not are_plain(fill.trade_id, fill.order_id, fill.account):
+        check_identifiers(fill)
     return parse_price(fill.price, contract.price_decimals), contract.bankruptcy_price(fill.bankruptcy_price)
 
 
 def check_takeover(takeover: Takeover, contract: Contract) -> int:
     """The bankruptcy price in the contract's units; raises Rejection."""
-    check_identifiers(takeover)
+    if not are_plain(takeover.trade_id, takeover.order_id, takeover.account):
+        check_identifiers(takeover)
     return contract.bankruptcy_price(takeover.bankruptcy_price)
 
 
 def check_unwind(unwind: Unwind, contract: Contract) -> int:
     """The price in the contract's units; raises Rejection."""
-    check_identifiers(unwind)
+    if not are_plain(unwind.trade_id, unwind.order_id):
+        check_identifiers(unwind)
     if unwind.order_id == SETTLEMENT:
         raise Rejection(Reason.INVALID_FIELD, f"orderId {SETTLEMENT!r} is reserved for entries of settlements: use another one")
     return parse_price(unwind.price, contract.price_decimals)
@@ -61,7 +64,8 @@ def check_mark(mark: Mark, contract: Contract) -> int:
 
 def check_position(position: Position, contract: Contract) -> tuple[int, int]:
     """The entry price and the margin of a position in the contract's units; raises Rejection."""
-    check_identifiers(position)
+    if position.position_side != "BOTH" or not are_plain(position.account, position.owner):
+        check_identifiers(position)
     return position_numbers(position, contract)
 
 

@@ -24,14 +24,6 @@ def check_identifiers(event: Named) -> None:
 
     The names of a position with 0 lots are not checked, so that a position opened under an illegal name can be closed.
     """
-    if type(event) is Fill and _are_plain(event.trade_id, event.order_id, event.account):
-        return
-    if type(event) is Takeover and _are_plain(event.trade_id, event.order_id, event.account):
-        return
-    if type(event) is Unwind and _are_plain(event.trade_id, event.order_id):
-        return
-    if type(event) is Position and event.position_side == "BOTH" and _are_plain(event.account, event.owner):
-        return
     for name, text in _named(event):
         if not is_identifier(text):
             raise Rejection(Reason.INVALID_FIELD, f"{name} {text!r} must be printable text that does not begin with = + - or @")
@@ -41,8 +33,8 @@ def check_identifiers(event: Named) -> None:
         _check_leg(event)
 
 
-def _are_plain(one: str, two: str, three: str = "") -> bool:
-    """Whether texts are certainly identifiers. Nearly all are, so most events need only this fast test."""
+def are_plain(one: str, two: str, three: str = "") -> bool:
+    """Whether texts are certainly identifiers. Nearly all are: this test saves most events `check_identifiers`."""
     return (one + two + three).isprintable() and not (one[:1] in _DOUBTFUL or two[:1] in _DOUBTFUL or three[:1] in _DOUBTFUL)
 
 

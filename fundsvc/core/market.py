@@ -309,7 +309,8 @@ class Market:
         """Sets a position with these numbers: its entry price and its margin."""
         desk = self._adl.begun_desk or self._adl.desk
         book = desk.book
-        if self._is_known(book, position.seq, book.seq_of(position.account, position.position_side)):
+        last_seq = 0 if position.seq is None else book.seq_of(position.account, position.position_side)
+        if self._is_known(book, position.seq, last_seq):
             book.mark_seen(position.account, position.position_side)
             self._shared.batch.duplicates[self.symbol] += 1
             return

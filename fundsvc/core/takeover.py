@@ -111,16 +111,18 @@ class Takeovers:
         fund = self._escalation.fund
         holding = self.inventory.closed_by(unwind.side)
         pieces = holding.pieces(unwind.lots)
-        worths = [fund.worth(unwind.side, piece.lots, price, piece.tranche.price) for piece in pieces]
-        gains = sum([worth for worth in worths if worth > 0])
-        fund.check_fits(gains, gains - sum(worths))
+        if len(pieces) > 1 or pieces[0].promised:
+            # The settlement of one piece checks its own amounts before it changes anything.
+            worths = [fund.worth(unwind.side, piece.lots, price, piece.tranche.price) for piece in pieces]
+            gains = sum([worth for worth in worths if worth > 0])
+            fund.check_fits(gains, gains - sum(worths))
         for piece in pieces:
             if piece.promised:
                 self._leave_orders(holding, piece, Cause(unwind.seq, unwind.ts))
-        holding.unwound += unwind.lots
-        self._escalation.batch.note_outcome(fund.contract.symbol, "unwound", unwind.lots)
         for piece in pieces:
             self._escalation.settle_piece(_fill(unwind, piece), piece.tranche.entry, (price, piece.tranche.price))
+        holding.unwound += unwind.lots
+        self._escalation.batch.note_outcome(fund.contract.symbol, "unwound", unwind.lots)
 
     def settle(self, settle: Settle, price: int) -> None:
         """Ends the open orders, and closes all lots of both sides at a price, oldest tranche first."""

@@ -7,10 +7,10 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, NoReturn, TypeVar
 
 import adl_book
 import asyncpg
@@ -30,7 +30,7 @@ import throughput
 import typer
 import uvloop
 from ground import sync_ms
-from report import BATCHED, PEER_CONNECTIONS, TARGET_CONTRACTS, Machine, Results, judge, show
+from report import BATCHED, PEER_CONNECTIONS, TARGET_CONTRACTS, Machine, Results, Target, judge, show
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from throughput import Load, ShowProgress, Throughput
@@ -43,6 +43,14 @@ MUTUAL_PARTS = ("core", "ledger")
 
 COLUMNS = 110
 """Width of tables if the output is not a terminal."""
+
+Directory = Annotated[
+    Path | None, typer.Option(help="Directory on the measured disk; by default the system's temporary directory.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the results as JSON.")]
+"""Options of several benchmarks."""
+
+Name = TypeVar("Name", bound=str)
 
 application = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__)
 
@@ -65,10 +73,8 @@ def ingest(
     latency_seconds: Annotated[float, typer.Option(help="Duration of the latency measurement.")] = 20.0,
     history: Annotated[bool, typer.Option(help="Measure again with history in the ledger.")] = False,
     history_millions: Annotated[str, typer.Option(help="Million entries of history, comma-separated.")] = "0,10,50",
-    directory: Annotated[
-        Path | None, typer.Option(help="Directory on the measured disk; by default the system's temporary directory.")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
+    directory: Directory = None,
+    as_json: AsJson = False,
 ) -> None:
     """Measure settlement from the stream to durable entries, relative to bare COPY of the same rows and to one transaction per
     fill.
@@ -94,29 +100,21 @@ def ingest(
             millions = _numbers(history_millions)
             results.history = _run(ledger_history.measure(servers, load, millions, max(3, rounds), log, show_progress))
     results.targets = judge(results)
-    if as_json:
-        sys.stdout.write(msgspec.json.format(msgspec.json.encode(results)).decode() + "\n")
-    else:
-        show(results, Console(width=None if sys.stdout.isatty() else COLUMNS))
-    raise typer.Exit(0 if all(target.met for target in results.targets) else 1)
+    _finish(results, results.targets, lambda console: show(results, console), as_json)
 
 
 @application.command()
 def adl(
     positions: Annotated[str, typer.Option(help="Positions of a side, comma-separated.")] = "1000,100000,1000000",
     rounds: Annotated[int, typer.Option(help="Measurements of each; the fastest counts.")] = 15,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Measure ranking, allocation, look-ups and updates of an ADL book, relative to a bare sort; exits with 1 when a target is
     missed.
     """
     with _progress() as show_progress:
         results = adl_book.measure(_numbers(positions), rounds, lambda what: show_progress(what, 0, 0))
-    if as_json:
-        sys.stdout.write(msgspec.json.format(msgspec.json.encode(results)).decode() + "\n")
-    else:
-        adl_book.show(results, Console(width=None if sys.stdout.isatty() else COLUMNS))
-    raise typer.Exit(0 if all(target.met for target in results.targets) else 1)
+    _finish(results, results.targets, lambda console: adl_book.show(results, console), as_json)
 
 
 @application.command()
@@ -126,10 +124,8 @@ def takeover(
     before: Annotated[
         Path | None, typer.Option(help="Checkout of an earlier revision, whose fills are measured in turns.")
     ] = None,
-    directory: Annotated[
-        Path | None, typer.Option(help="Directory on the measured disk; by default the system's temporary directory.")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
+    directory: Directory = None,
+    as_json: AsJson = False,
 ) -> None:
     """Measure fills beside inventories, takeovers, unwinds, marks, and the load of a large inventory.
 
@@ -137,11 +133,7 @@ def takeover(
     """
     with _servers(directory) as servers, _progress() as show_progress:
         results = takeovers.measure(servers, tranches, rounds, before, lambda what: show_progress(what, 0, 0))
-    if as_json:
-        sys.stdout.write(msgspec.json.format(msgspec.json.encode(results)).decode() + "\n")
-    else:
-        takeovers.show(results, Console(width=None if sys.stdout.isatty() else COLUMNS))
-    raise typer.Exit(0 if all(target.met for target in results.targets) else 1)
+    _finish(results, results.targets, lambda console: takeovers.show(results, console), as_json)
 
 
 @application.command()
@@ -150,16 +142,14 @@ def mutual(
     rounds: Annotated[int, typer.Option(help="Cut-offs that complete none; the fastest counts.")] = 9,
     codec: Annotated[Codec, typer.Option(help="Encoding of durable trades.")] = "json",
     parts: Annotated[str, typer.Option(help="Measurements, comma-separated.")] = ",".join(MUTUAL_PARTS),
-    directory: Annotated[
-        Path | None, typer.Option(help="Directory on the measured disk; by default the system's temporary directory.")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
+    directory: Directory = None,
+    as_json: AsJson = False,
 ) -> None:
     """Measure a pool of the mutual: cut-offs relative to a plain loop, memory, restart, trades, an account's answer.
 
     Exits with 1 when a target is missed.
     """
-    wanted, console = _names(parts, MUTUAL_PARTS, "--parts"), Console(width=None if sys.stdout.isatty() else COLUMNS)
+    wanted = _names(parts, MUTUAL_PARTS, "--parts")
     results: dict[str, mutual_pool.Results | mutual_ledger.Results] = {}
     if "core" in wanted:
         with _progress() as show_progress:
@@ -169,12 +159,8 @@ def mutual(
             log = servers.directory / "engine.log"
             measuring = mutual_ledger.measure(servers, policies, codec, log, show_progress)
             results["ledger"] = _run(measuring)
-    if as_json:
-        sys.stdout.write(msgspec.json.format(msgspec.json.encode(results)).decode() + "\n")
-    else:
-        for result in results.values():
-            result.show(console)
-    raise typer.Exit(0 if all(target.met for result in results.values() for target in result.targets) else 1)
+    targets = [target for result in results.values() for target in result.targets]
+    _finish(results, targets, lambda console: [result.show(console) for result in results.values()], as_json)
 
 
 @application.command()
@@ -185,10 +171,8 @@ def http(
     changes: Annotated[int, typer.Option(help="Changes per second of that topic.")] = 200,
     topic_rounds: Annotated[int, typer.Option(help="Turns of the loads; medians count.")] = 5,
     topic_seconds: Annotated[float, typer.Option(help="Duration of a round of changes.")] = 10.0,
-    directory: Annotated[
-        Path | None, typer.Option(help="Directory on the measured disk; by default the system's temporary directory.")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
+    directory: Directory = None,
+    as_json: AsJson = False,
 ) -> None:
     """Measure requests relative to a bare aiohttp handler, and one topic with many subscribers; exits with 1 when a target is
     missed.
@@ -196,11 +180,7 @@ def http(
     load = fanout.Load(subscribers, changes, topic_seconds, topic_rounds)
     with _servers(directory) as servers, _progress() as show_progress:
         results = _run(serving.measure(servers, load, rounds, seconds, show_progress))
-    if as_json:
-        sys.stdout.write(msgspec.json.format(msgspec.json.encode(results)).decode() + "\n")
-    else:
-        serving.show(results, Console(width=None if sys.stdout.isatty() else COLUMNS))
-    raise typer.Exit(0 if all(target.met for target in results.targets) else 1)
+    _finish(results, results.targets, lambda console: serving.show(results, console), as_json)
 
 
 @application.command()
@@ -208,19 +188,13 @@ def metrics(
     contracts: Annotated[int, typer.Option(help="Exported contracts.")] = 1_000,
     rate: Annotated[int, typer.Option(help="Settled fills per second meanwhile.")] = 1_000,
     turns: Annotated[int, typer.Option(help="Turns of a second with a scrape; as many are without.")] = 15,
-    directory: Annotated[
-        Path | None, typer.Option(help="Directory on the measured disk; by default the system's temporary directory.")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
+    directory: Directory = None,
+    as_json: AsJson = False,
 ) -> None:
     """Measure a scrape of many contracts, and how long it holds the event loop; exits with 1 when a target is missed."""
     with _servers(directory) as servers, _progress() as show_progress:
         results = _run(scraping.measure(servers, scraping.Load(contracts, rate, turns), show_progress))
-    if as_json:
-        sys.stdout.write(msgspec.json.format(msgspec.json.encode(results)).decode() + "\n")
-    else:
-        scraping.show(results, Console(width=None if sys.stdout.isatty() else COLUMNS))
-    raise typer.Exit(0 if all(target.met for target in results.targets) else 1)
+    _finish(results, results.targets, lambda console: scraping.show(results, console), as_json)
 
 
 @application.command()
@@ -235,10 +209,8 @@ def storm(
         str, typer.Option(help="When the matching engine answers rounds: during or after the burst.")
     ] = "during",
     seconds_max: Annotated[float, typer.Option(help="Time limit of a burst.")] = 120.0,
-    directory: Annotated[
-        Path | None, typer.Option(help="Directory on the measured disk; by default the system's temporary directory.")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
+    directory: Directory = None,
+    as_json: AsJson = False,
 ) -> None:
     """Measure thousands of liquidation fills in one millisecond, with rich and with dry funds.
 
@@ -254,18 +226,24 @@ def storm(
     )
     with _servers(directory) as servers, _progress() as show_progress:
         results = _run(storms.measure(servers, loads, show_progress))
+    _finish(results, results.targets, lambda console: storms.show(results, console), as_json)
+
+
+def _finish(results: object, targets: Iterable[Target], show_on: Callable[[Console], object], as_json: bool) -> NoReturn:
+    """Prints the results, and exits with 1 if a target is missed."""
     if as_json:
         sys.stdout.write(msgspec.json.format(msgspec.json.encode(results)).decode() + "\n")
     else:
-        storms.show(results, Console(width=None if sys.stdout.isatty() else COLUMNS))
-    raise typer.Exit(0 if all(target.met for target in results.targets) else 1)
+        show_on(Console(width=None if sys.stdout.isatty() else COLUMNS))
+    raise typer.Exit(0 if all(target.met for target in targets) else 1)
 
 
-def _names(text: str, known: Sequence[str], option: str) -> list[str]:
+def _names(text: str, known: Sequence[Name], option: str) -> list[Name]:
+    """Returns those of the known names that a comma-separated text contains."""
     names = text.split(",")
     if not set(names) <= set(known):
         raise typer.BadParameter(f"{option} must be of {', '.join(known)}")
-    return names
+    return [name for name in known if name in names]
 
 
 def _median(servers: EmbeddedServers, load: Load, rounds: int, log: Path, show_progress: ShowProgress) -> Throughput:

@@ -12,6 +12,7 @@ from decimal import Decimal
 
 import msgspec
 import numpy as np
+from report import Target, at_least, at_most, target_table
 from rich.console import Console
 from rich.table import Table
 
@@ -76,15 +77,6 @@ class SideResult(msgspec.Struct, kw_only=True):
     json_per_second: float
     msgpack_per_second: float
     bytes_each: float
-
-
-class Target(msgspec.Struct, kw_only=True):
-    """A target and its measurement."""
-
-    name: str
-    promised: str
-    measured: str
-    met: bool
 
 
 class Results(msgspec.Struct, kw_only=True):
@@ -180,8 +172,11 @@ def _desk(events: Sequence[Position]) -> AdlDesk:
         partition.apply(event)
     market = partition.market(CONTRACT.symbol)
     assert market is not None
-    market.desk.book.mark = MARK
-    return market.desk
+    assert market.book is not None
+    desk = AdlDesk(CONTRACT, Policy())
+    desk.book = market.book
+    desk.book.mark = MARK
+    return desk
 
 
 def _partition() -> Partition:
@@ -252,17 +247,11 @@ def _judge(side: SideResult) -> Iterator[Target]:
         ("ranking with ties / argsort", side.ties_ms, RANKING_MAX),
         ("allocation over 1,000 accounts / argsort", side.queue_ms, ALLOCATION_MAX),
     ):
-        yield _at_most(name, milliseconds / side.argsort_ms, most, "{:.2f}")
-    yield _at_most("one account's rank and lights, ms", side.lookup_ms, LOOKUP_MS_MAX, "{:.3f}")
+        yield at_most(name, milliseconds / side.argsort_ms, most, "{:.2f}")
+    yield at_most("one account's rank and lights, ms", side.lookup_ms, LOOKUP_MS_MAX, "{:.3f}")
     for name, measured in (("JSON", side.json_per_second), ("MessagePack", side.msgpack_per_second)):
-        met = measured >= UPDATES_PER_SECOND_MIN
-        promised = f">= {UPDATES_PER_SECOND_MIN:,}"
-        yield Target(name=f"position updates/s, {name}", promised=promised, measured=f"{measured:,.0f}", met=met)
-    yield _at_most("bytes per ranked position without its name", side.bytes_each, BYTES_MAX, "{:.0f}")
-
-
-def _at_most(name: str, measured: float, most: float, form: str) -> Target:
-    return Target(name=name, promised=f"<= {form.format(most)}", measured=form.format(measured), met=measured <= most)
+        yield at_least(f"position updates/s, {name}", measured, UPDATES_PER_SECOND_MIN, "{:,.0f}")
+    yield at_most("bytes per ranked position without its name", side.bytes_each, BYTES_MAX, "{:.0f}")
 
 
 def _relative(name: str) -> Callable[[SideResult], str]:
@@ -293,8 +282,5 @@ def show(results: Results, console: Console) -> None:
     for name, cell in _ROWS:
         table.add_row(name, *map(cell, results.sides))
     console.print(table)
-    targets = Table("target", "promised", "measured", "", title="Targets", title_justify="left")
-    for target in results.targets:
-        targets.add_row(target.name, target.promised, target.measured, "[green]met" if target.met else "[red]not met")
     if results.targets:
-        console.print(targets)
+        console.print(target_table(results.targets))

@@ -31,15 +31,18 @@ _TABLES = """
     GRANT SELECT, UPDATE ON peer_funds TO fundsvc_service;
     GRANT INSERT ON peer_entries TO fundsvc_service;
 """
-_LOCK = "SELECT balance, outstanding, entry, seq, adl, head FROM peer_funds WHERE symbol = $1 FOR UPDATE"
+_STATE = "balance", "outstanding", "entry", "seq", "adl", "head"
+"""The columns of a fund that a fill changes."""
+
+_LOCK = f"SELECT {', '.join(_STATE)} FROM peer_funds WHERE symbol = $1 FOR UPDATE"  # noqa: S608 - the names are constants
 _INSERT = (
     f"INSERT INTO peer_entries ({', '.join(FIELDS)}, hash)"  # noqa: S608 - the names are constants
     f" VALUES ({', '.join(f'${number}' for number in range(1, len(FIELDS) + 2))})"
 )
-_UPDATE = """
-    UPDATE peer_funds SET balance = $2, outstanding = $3, entry = $4, seq = $5, adl = $6, head = $7, updated_at = now()
-    WHERE symbol = $1
-"""
+_UPDATE = (
+    f"UPDATE peer_funds SET {', '.join(f'{name} = ${number}' for number, name in enumerate(_STATE, 2))}, updated_at = now()"  # noqa: S608 - the names are constants
+    " WHERE symbol = $1"
+)
 
 
 class Peer(msgspec.Struct, kw_only=True):
@@ -102,5 +105,5 @@ async def _settle_one(connection: asyncpg.Connection, contract: Contract, fill: 
     fund = Fund(contract, FundState(contract.symbol, **row))
     entry, digest = fund.settle(fill)
     await connection.execute(_INSERT, *msgspec.structs.astuple(entry), digest)
-    *state, _guard = fund.state()
-    await connection.execute(_UPDATE, *state)
+    state = fund.state()
+    await connection.execute(_UPDATE, fill.symbol, *(getattr(state, name) for name in _STATE))

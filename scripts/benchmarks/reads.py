@@ -12,6 +12,7 @@ import statistics
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -154,8 +155,7 @@ async def _asking(host: str, port: int, path: str) -> AsyncIterator[list[Asker]]
     loop = asyncio.get_running_loop()
     askers, transports = [], []
     for _ in range(CONNECTIONS):
-        asker = Asker(_request(host, port, path))
-        transport, _ = await loop.create_connection(lambda asker=asker: asker, host, port)
+        transport, asker = await loop.create_connection(partial(Asker, _request(host, port, path)), host, port)
         askers.append(asker)
         transports.append(transport)
     try:

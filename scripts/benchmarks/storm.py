@@ -49,7 +49,8 @@ from watched import Report
 from fundsvc.local.servers import EmbeddedServers
 from fundsvc.streams.client import StreamClient
 
-FUNDS, ALLOCATIONS, ANSWERS = ("rich", "dry"), ("queue", "capped", "pro_rata"), ("during", "after")
+FUNDS: tuple[Funds, ...] = ("rich", "dry")
+ALLOCATIONS, ANSWERS = ("queue", "capped", "pro_rata"), ("during", "after")
 """The variants: the state of the funds, the allocation, and when the matching engine answers."""
 
 DRY_TO_RICH_MAX = {"queue": 5.0, "capped": 5.0, "pro_rata": 10.0}

@@ -8,6 +8,8 @@ import time
 import zlib
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
+from functools import partial
+from typing import cast
 
 WELCOME = b'"type":"welcome"'
 ACK = b'{"type":"ack","id":"1"}'
@@ -31,12 +33,12 @@ class Subscriber(asyncio.Protocol):
         self._subscription = subscription
         self._greeting = b""
         self._requested = False
-        self._transport: asyncio.WriteTransport
+        self._transport: asyncio.Transport
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Keeps the transport."""
-        self._transport = transport  # type: ignore[assignment]
-        transport.write(self._request)
+        """Sends the request over a new connection."""
+        self._transport = cast("asyncio.Transport", transport)
+        self._transport.write(self._request)
 
     def data_received(self, data: bytes) -> None:
         """Subscribes after the welcome, and records what follows."""
@@ -96,9 +98,12 @@ async def subscribed(host: str, port: int, paths: Sequence[str], symbol: str) ->
     try:
         while len(listeners) < len(requests):
             next_ones = requests[len(listeners) : len(listeners) + CONNECTING_MAX]
-            some = [Subscriber(request, subscription) for request in next_ones]
-            connections = await asyncio.gather(*(loop.create_connection(lambda each=each: each, host, port) for each in some))
+            connecting = (
+                loop.create_connection(partial(Subscriber, request, subscription), host, port) for request in next_ones
+            )
+            connections = await asyncio.gather(*connecting)
             transports += [transport for transport, _ in connections]
+            some = [subscriber for _, subscriber in connections]
             await asyncio.wait([each.ready for each in some], timeout=20)
             if not all(each.ready.done() for each in some):
                 raise RuntimeError("some clients were not subscribed within 20 s")

@@ -59,14 +59,16 @@ class Book:
             side, other = (self._long if leg == "LONG" else self._short), None
         if lots:
             side.set(account, abs(lots), entry_price, margin)
-            side.set_leg(account, is_leg=leg != "BOTH")
+            if side.has_legs or leg != "BOTH":
+                side.set_leg(account, is_leg=leg != "BOTH")
         else:
             side.close(account)
         if other is not None and other.open:
             other.close(account)
         if owner:
             self.owners.assign(account, owner)
-        self._note_owner(account)
+        if self.owners:
+            self._note_owner(account)
 
     def reduce(self, name: SideName, account: str, lots: int) -> None:
         """Subtracts lots from an account's position on a side."""

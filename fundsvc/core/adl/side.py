@@ -176,15 +176,21 @@ class Side:
             self._mark_row_seen(row)
 
     def set_leg(self, account: str, *, is_leg: bool) -> None:
-        """Sets whether the open position of an account is one leg in hedge mode or its whole position."""
+        """Sets whether the open position of an account is one leg in hedge mode or its whole position.
+
+        Until `has_legs`, every position is a whole one.
+        """
         if self._legs is None:
-            if not is_leg:
-                return
             self._legs = bytearray(len(self._rows))
         row = self._directory.find(account)
         if row >= len(self._legs):
             self._legs.extend(bytes(len(self._rows) - len(self._legs)))
         self._legs[row] = is_leg
+
+    @property
+    def has_legs(self) -> bool:
+        """Whether a position of the side has ever been one leg in hedge mode."""
+        return self._legs is not None
 
     def is_leg(self, row: int) -> bool:
         """Returns whether a row is one leg of an account in hedge mode."""

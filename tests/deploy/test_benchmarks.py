@@ -1,0 +1,34 @@
+"""Every benchmark but the storm, which has its own tests, in a small form: it ends, and prints its results.
+
+Sizes this small say nothing about speed, so no target is checked.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SMALL = {
+    "ingest": "--fills 2000 --contracts 2 --per-message 100 --peer-seconds 0.2 --rate 200 --latency-seconds 1",
+    "adl": "--positions 1000 --rounds 1",
+    "takeover": "--tranches 100 --rounds 1",
+    "mutual": "--policies 2000 --rounds 1",
+    "http": "--rounds 1 --seconds 0.1 --subscribers 5 --changes 20 --topic-rounds 1 --topic-seconds 1",
+    "metrics": "--contracts 5 --rate 50 --turns 1",
+}
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_benchmark_prints_its_results(name: str, tmp_path: Path) -> None:
+    own = [] if name == "adl" else ["--directory", str(tmp_path)]
+    command = (sys.executable, "scripts/benchmarks", name, *SMALL[name].split(), *own, "--json")
+    ended = subprocess.run(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+
+    # Exit code 1 without results is an error; with results it means that a target is missed.
+    assert ended.returncode in {0, 1}, ended.stderr
+    assert ended.stdout, ended.stderr
+    assert json.loads(ended.stdout)
