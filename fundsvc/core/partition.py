@@ -57,7 +57,7 @@ from fundsvc.core.sequences import Numbered, Sequences
 from fundsvc.core.shared import Shared
 from fundsvc.core.succession import carry, obstacle
 from fundsvc.core.takeover import Exposure
-from fundsvc.core.times import AHEAD_SECONDS_MAX, check_time, is_old, is_time
+from fundsvc.core.times import AHEAD_SECONDS_MAX, OLD_MS, check_time, is_time
 
 BOOK_POSITIONS_MAX = 20_000
 BOOKS_MAX = 1_000
@@ -297,13 +297,21 @@ class Partition:
             market.apply_to_book(event, side)
         self.batch.duplicates.clear()  # They were counted when the event was settled.
 
-    def lacking(self, events: Iterable[Event | Rejection]) -> dict[str, set[int]]:
-        """The sequences that must be looked up in the ledger before these events are applied, by ledger key."""
+    def lacking(self, events: Iterable[Event | Rejection], passed: dict[str, int]) -> dict[str, set[int]]:
+        """The sequences that must be looked up in the ledger before these events are applied, by ledger key.
+
+        `passed` are the highest sequences by symbol of the events that are applied before them; these events are added.
+        """
         found: dict[str, set[int]] = defaultdict(set)
         for event in events:
             if isinstance(event, Numbered):
-                market = self._market_of(event)
-                if market is not None and market.has_passed(event) and market.is_unknown(event):
+                market, last = self._market_of(event), passed.get(event.symbol, 0)
+                if event.seq > last:
+                    passed[event.symbol] = event.seq
+                if market is None:
+                    if event.seq <= last:
+                        found[event.symbol].add(event.seq)
+                elif (event.seq <= last or market.has_passed(event)) and market.is_unknown(event):
                     found[market.symbol].add(event.seq)
         return found
 
@@ -341,11 +349,11 @@ class Partition:
         self._shared.now_ms = stream_ms
         if is_time(stream_ms):
             latest_ms = self.batch.latest_ms = stream_ms + self._ahead_ms
-            check_time(event, latest_ms)
+            if not stream_ms - OLD_MS <= getattr(event, "ts", stream_ms) <= latest_ms:
+                check_time(event, latest_ms)
+                self.batch.old[market.symbol if market else ""] += 1
             if market is not None and market.fund.guard is not None:
                 market.fund.guard.forget_after(latest_ms)
-            if is_old(event, stream_ms):
-                self.batch.old[market.symbol if market else ""] += 1
         if market is not None and market.fund.suspended and isinstance(event, UNDER_TERMS):
             raise terms_in_doubt(event.symbol)
         return market

@@ -26,12 +26,6 @@ def check_time(event: Event | Rejection, latest_ms: int) -> None:
         raise Rejection(Reason.TS_OUT_OF_RANGE, f"ts {ts} looks like seconds: ts is in milliseconds since 1970")
 
 
-def is_old(event: Event | Rejection, stream_ms: int) -> bool:
-    """Whether an event happened more than a day before it was appended to its stream."""
-    ts = getattr(event, "ts", None)
-    return ts is not None and ts < stream_ms - OLD_MS
-
-
 def is_time(stream_ms: int) -> bool:
     """Whether the first part of a stream id is a time. A producer may choose another number."""
     return stream_ms >= PLAUSIBLE_MS

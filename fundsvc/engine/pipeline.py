@@ -15,8 +15,8 @@ they were settled meanwhile. Operators replay few events.
 
 import asyncio
 import time
-from collections import defaultdict
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections import defaultdict, deque
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple, Protocol
 
@@ -27,13 +27,16 @@ from fundsvc.core.partition import Partition
 from fundsvc.core.sequence_lookup import look_up
 from fundsvc.core.sequences import Facts, identity_of
 from fundsvc.core.times import time_of_id
-from fundsvc.wire.codec import REPLAY_KEY, RUN_EVENTS, Contents, Message
+from fundsvc.wire.codec import REPLAY_KEY, RUN_EVENTS, WHOLE_BYTES_MAX, Contents, Message
 
 BLOCK_MS = 500
 """How long one read waits for messages. The reader checks `stop` between reads."""
 
 SLICE_SHARE = 0.25
 """A slice's share of the longest time that the loop may be held. Its last event and the encoding of rows use the rest."""
+
+GROUP_BYTES_MAX = WHOLE_BYTES_MAX
+"""The size of messages that are decoded together, in half a millisecond."""
 
 EVENTS_PER_BATCH_MAX = 100_000
 """Bounds the work that a failed commit repeats if events write no rows, such as marks."""
@@ -169,6 +172,23 @@ class BatchBound:
         self._books_failed = self._books_failed or bool(batch.books)
 
 
+def groups_of(messages: Iterable[Message]) -> Iterator[Sequence[Message]]:
+    """Divides messages into groups that are decoded and settled together.
+
+    A group has several small messages, whose work per message would exceed that per event, or one large message, or one replay.
+    """
+    group: list[Message] = []
+    size = 0
+    for message in messages:
+        size += len(message.body)
+        if group and (message.replay_of or group[0].replay_of or size > GROUP_BYTES_MAX):
+            yield group
+            group, size = [], len(message.body)
+        group.append(message)
+    if group:
+        yield group
+
+
 class Pipeline:
     """Settles one partition's stream into its ledger.
 
@@ -233,8 +253,8 @@ class Pipeline:
             self.progress += 1
             self.settled += self.writing is None and not self._partition.batch.events
             self._begin_slice()
-            for message in reading.messages:
-                await self._settle(message, stop)
+            for messages in groups_of(reading.messages):
+                await self._settle(messages, stop)
                 if stop.is_set():
                     break
             else:
@@ -249,83 +269,107 @@ class Pipeline:
         if reading.messages and reading.added is not None:
             self._settled = self._settled._replace(messages=reading.added)
 
-    async def _settle(self, message: Message, stop: asyncio.Event) -> None:
-        """Settles a message; after `stop` possibly only a part of it."""
+    async def _settle(self, messages: Sequence[Message], stop: asyncio.Event) -> None:
+        """Settles a group of messages; after `stop` possibly only a part of it."""
         started = time.perf_counter()
-        contents = Contents(message)
+        group = deque(map(Contents, messages))
         self._decode_seconds += time.perf_counter() - started
-        events = await self._with_lookups(contents, self._settled.settled_of(message.stream_id))
-        if message.replay_of:
-            await self._settle_replay(message, contents, events)
-        elif not await self._settle_events(message, contents, events, stop):
+        events = await self._with_lookups(group)
+        if messages[0].replay_of:
+            await self._settle_replay(group[0], events)
+        elif not await self._settle_events(group, events, stop):
             return
         if self._is_due():
             await self._hand_over()
 
-    async def _with_lookups(self, contents: Contents, position: int) -> Sequence[Event | Rejection]:
-        """Returns the events of a message from a position on, after looking up what the partition needs to apply them.
+    async def _with_lookups(self, group: Iterable[Contents]) -> Sequence[Event | Rejection]:
+        """Returns the unsettled events of a group, after looking up what the partition needs to apply them.
 
-        Queries the ledger at most once a message, for sequences that the contracts have passed. Uncommitted ones are in memory.
+        Queries the ledger at most once a group, for sequences that the contracts have passed. Uncommitted ones are in memory.
         """
         self._partition.sequences.trim()
         wanted: defaultdict[str, set[int]] = defaultdict(set)
         events: list[Event | Rejection] = []
-        while position + len(events) < contents.size:
-            started = time.perf_counter()
-            run = contents.run(position + len(events), RUN_EVENTS)
-            for symbol, seqs in self._partition.lacking(run).items():
+        passed: dict[str, int] = {}
+        started = time.perf_counter()
+        for portion in self._portions(group):
+            for symbol, seqs in self._partition.lacking(portion, passed).items():
                 wanted[symbol] |= seqs
-            events += run
+            events += portion
             self._decode_seconds += time.perf_counter() - started
             if self._is_due():
                 await self._hand_over()
+            started = time.perf_counter()
         if wanted:
             await look_up(self._partition.sequences, wanted, self._ledger, self._hand_over)
         return events
 
-    async def _settle_events(
-        self, message: Message, contents: Contents, events: Sequence[Event | Rejection], stop: asyncio.Event
-    ) -> bool:
-        """Settles the remaining events of a message; returns whether it reached the end of the message."""
-        if not events:
-            self._pass(message)
-        first = position = contents.size - len(events)
-        is_long = self._partition.are_long(events)
-        while position < contents.size:
-            start = position - first
-            run = events[start : start + min(RUN_EVENTS, self._bound.room(self._partition.batch))]
-            settle = partial(self._settle_run, message, contents, position, run)
-            position = await self._exclusive.run(settle, is_long=is_long)
-            if position < contents.size and self._is_due():
+    def _portions(self, group: Iterable[Contents]) -> Iterator[list[Event | Rejection]]:
+        """Yields the unsettled events of a group; each portion is decoded and examined in a short time."""
+        portion: list[Event | Rejection] = []
+        for contents in group:
+            position = self._settled.settled_of(contents.message.stream_id)
+            while position < contents.size:
+                run = contents.run(position, RUN_EVENTS)
+                position += len(run)
+                portion += run
+                if len(portion) >= RUN_EVENTS:
+                    yield portion
+                    portion = []
+        if portion:
+            yield portion
+
+    async def _settle_events(self, group: deque[Contents], events: Sequence[Event | Rejection], stop: asyncio.Event) -> bool:
+        """Settles the unsettled events of a group; returns whether it reached the end of the group."""
+        first, is_long = 0, self._partition.are_long(events)
+        while group:
+            run = events[first : first + min(RUN_EVENTS, self._bound.room(self._partition.batch))]
+            first += await self._exclusive.run(partial(self._settle_run, group, run), is_long=is_long)
+            if group and self._is_due():
                 await self._hand_over()
                 if stop.is_set() and not self._partition.batch.uncut:
                     return False
         return True
 
-    def _settle_run(self, message: Message, contents: Contents, position: int, run: Sequence[Event | Rejection]) -> int:
-        """Settles events from a position on until the slice ends, at least one; returns the position after them."""
-        started = now = time.perf_counter()
-        batch, first, apply = self._partition.batch, position, self._partition.apply
+    def _settle_run(self, group: deque[Contents], run: Sequence[Event | Rejection]) -> int:
+        """Settles events of a group until the slice ends, at least one, and removes the messages that it completes.
+
+        Returns the number of events.
+        """
+        started, settled = time.perf_counter(), 0
         self._partition.prefetch(run)
-        stream_ms = time_of_id(message.stream_id)
-        for event in run:
+        while group and (settled < len(run) or not group[0].size):
+            contents = group[0]
+            position = self._settled.settled_of(contents.message.stream_id)
+            settled += self._settle_part(contents, position, run[settled : settled + contents.size - position])
+            if not self._settled.partial_id:
+                group.popleft()
+            if time.perf_counter() >= self._slice_ends:
+                break
+        self._settle_seconds += time.perf_counter() - started
+        return settled
+
+    def _settle_part(self, contents: Contents, first: int, part: Sequence[Event | Rejection]) -> int:
+        """Settles events of a message from the position `first` on until the slice ends; returns their number."""
+        stream_id, position, apply = contents.message.stream_id, first, self._partition.apply
+        stream_ms = time_of_id(stream_id)
+        for event in part:
             try:
                 if self._refused:
-                    self._check_refused(EventPlace(message.stream_id, position), [event])
+                    self._check_refused(EventPlace(stream_id, position), [event])
                 apply(event, stream_ms)
             except Rejection as rejection:
-                self._reject(message, contents.raw(position), EventPlace(message.stream_id, position), rejection, event)
+                self._reject(contents, position, EventPlace(stream_id, position), rejection, event)
             position += 1
-            now = time.perf_counter()
-            if now >= self._slice_ends:
+            if time.perf_counter() >= self._slice_ends:
                 break
-        self._count(batch, EventPlace(message.stream_id, position - 1), position - first)
+        if part:
+            self._count(EventPlace(stream_id, position - 1), position - first)
         if position < contents.size:
-            self._settled = self._settled._replace(events=position, partial_id=message.stream_id)
+            self._settled = self._settled._replace(events=position, partial_id=stream_id)
         else:
-            self._pass(message)
-        self._settle_seconds += now - started
-        return position
+            self._pass(contents.message)
+        return position - first
 
     def _check_refused(self, place: EventPlace, events: Iterable[Event | Rejection]) -> None:
         """Raises Rejection if the database refused the events at a place."""
@@ -337,35 +381,37 @@ class Pipeline:
     def _pass(self, message: Message) -> None:
         self._settled = Offset(message.stream_id, self._settled.messages + 1)
 
-    def _count(self, batch: Draft, place: EventPlace, events: int) -> None:
-        batch.events += events
-        batch.place = place
+    def _count(self, place: EventPlace, events: int) -> None:
+        self._partition.batch.events += events
+        self._partition.batch.place = place
 
-    async def _settle_replay(self, message: Message, contents: Contents, events: Sequence[Event | Rejection]) -> None:
+    async def _settle_replay(self, contents: Contents, events: Sequence[Event | Rejection]) -> None:
         """Settles a rejected event that was sent again, unless it is settled already."""
+        message = contents.message
         match = REPLAY_KEY.fullmatch(message.replay_of)
         if match is None:
             rejection = Rejection(Reason.UNDECODABLE, f"replayOf {message.replay_of[:60]!r} is not a stream id/position")
-            self._reject(message, contents.raw(0), EventPlace(message.stream_id, 0), rejection)
+            self._reject(contents, 0, EventPlace(message.stream_id, 0), rejection)
             self._pass(message)
             return
         key = EventPlace(match[1], int(match[2]))
         await self._until_committed()
         is_open = await self._ledger.is_open(*key)
-        settle = partial(self._settle_replayed, message, contents, events, key, is_open=is_open)
+        settle = partial(self._settle_replayed, contents, events, key, is_open=is_open)
         await self._exclusive.run(settle, is_long=self._partition.are_long(events))
 
     def _settle_replayed(
-        self, message: Message, contents: Contents, events: Sequence[Event | Rejection], key: EventPlace, *, is_open: bool
+        self, contents: Contents, events: Sequence[Event | Rejection], key: EventPlace, *, is_open: bool
     ) -> None:
+        message = contents.message
         place = EventPlace(message.stream_id, 0)
         if is_open:
             try:
                 self._check_refused(place, events)
                 self._settle_late(message, key, events)
             except Rejection as rejection:
-                self._reject(message, contents.raw(0), key, rejection)
-        self._count(self._partition.batch, place, 1)
+                self._reject(contents, 0, key, rejection)
+        self._count(place, 1)
         self._pass(message)
 
     def _settle_late(self, message: Message, key: EventPlace, events: Sequence[Event | Rejection]) -> None:
@@ -378,10 +424,12 @@ class Pipeline:
         entry = None if known else self._partition.apply_late(event, time_of_id(message.stream_id))
         self._partition.batch.replayed.append(Replayed(*key, None if known else message.stream_id, entry))
 
-    def _reject(self, message: Message, body: bytes, key: EventPlace, rejection: Rejection, event: object = None) -> None:
+    def _reject(self, contents: Contents, position: int, key: EventPlace, rejection: Rejection, event: object = None) -> None:
+        """Keeps a rejected event under the place `key` with its bytes, those at a position of its message."""
         # A Rejection raised while decoding has a traceback, which would keep the whole message alive in a cycle.
         rejection.__traceback__ = None
-        rejected = Rejected(*key, rejection.reason, rejection.detail, message.codec, body, identity_of(event))
+        body = contents.raw(position)
+        rejected = Rejected(*key, rejection.reason, rejection.detail, contents.message.codec, body, identity_of(event))
         self._partition.batch.reject(rejected)
 
     def _begin_slice(self) -> None:

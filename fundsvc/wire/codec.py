@@ -145,12 +145,12 @@ def _decode_whole(codec: Codec, body: bytes) -> Sequence[Event | Rejection] | No
 class Contents:
     """The events of a message. Those of a large message are decoded in portions, so that it does not hold the event loop.
 
-    Contents parses the message at most once. `size` is the number of events, including illegal ones, which are Rejections.
-    Without `decoder` they are events of the reserve.
+    Contents parses the message at most once. `message` is the message, and `size` the number of its events, including illegal
+    ones, which are Rejections. Without `decoder` they are events of the reserve.
     """
 
     def __init__(self, message: Message, decoder: EventDecoder | None = None) -> None:
-        self._message = message
+        self.message = message
         self._decoder = decoder or RESERVE
         self._raws: Sequence[msgspec.Raw] | None = None
         self._first = 0
@@ -172,21 +172,21 @@ class Contents:
 
     def _decode(self, start: int) -> None:
         raws = (self._raws or ())[start : start + RUN_EVENTS]
-        self._first, self._events = start, [self._decoder.one(self._message.codec, raw) for raw in raws]  # type: ignore[arg-type]
+        self._first, self._events = start, [self._decoder.one(self.message.codec, raw) for raw in raws]  # type: ignore[arg-type]
 
     def _take_apart(self, codec: Codec) -> None:
-        self._raws = _elements(codec, self._message.body)
+        self._raws = _elements(codec, self.message.body)
         if self._raws is None:
-            self._events = [self._decoder.one(codec, self._message.body)]
+            self._events = [self._decoder.one(codec, self.message.body)]
         elif len(self._raws) > EVENTS_PER_MESSAGE_MAX:
             self._events = [_too_many(len(self._raws))]
 
     def raw(self, position: int) -> bytes:
         """Returns the bytes of an event, or of the whole message if it cannot be split or has no event there."""
         if self._raws is None:
-            self._raws = _elements(self._message.codec, self._message.body) or ()
+            self._raws = _elements(self.message.codec, self.message.body) or ()
         if position >= len(self._raws) or self.size != len(self._raws):
-            return self._message.body
+            return self.message.body
         return bytes(self._raws[position])
 
 

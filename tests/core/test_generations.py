@@ -166,7 +166,7 @@ def test_restart_restores_all_generations():
     assert again.key_of(FIRST) == THIRD
     again.apply(worth(2, 7))
     assert fund_of(ran, THIRD).balance + 2 * ONE == again.market(THIRD).fund.balance
-    assert again.lacking([worth(10, 1), worth(7, 4), worth(1, 6), worth(3, 8)]) == {FIRST: {1}, SECOND: {4}, THIRD: {6}}
+    assert again.lacking([worth(10, 1), worth(7, 4), worth(1, 6), worth(3, 8)], {}) == {FIRST: {1}, SECOND: {4}, THIRD: {6}}
     assert [market.since for market in map(again.market, (FIRST, SECOND, THIRD))] == [0, 3, 5]
 
 
