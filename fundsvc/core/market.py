@@ -222,7 +222,7 @@ class Market:
         if event.seq > last:
             if self.fund.closing is not None:
                 raise contract_closed(self.symbol)
-            gap = shared.sequences.gap(event, last)
+            gap = shared.sequences.gap(event, last) if event.prev_seq is not msgspec.UNSET else None
             if gap:
                 shared.batch.gaps.append(gap._replace(symbol=self.symbol))
             return True

@@ -8,7 +8,9 @@ in the ledger (`Facts`) before the message that needs them is applied.
 from collections.abc import Iterable, Mapping
 from enum import Enum
 from hashlib import blake2b
+from inspect import signature
 from itertools import islice
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import msgspec
@@ -80,7 +82,8 @@ class Sequences:
         self._marked = 0
         self._facts: dict[Key, Found] = {}
         self._rejected: set[bytes] = set()
-        self._trades: dict[int, None] = {}
+        self._trades: set[int] = set()
+        self._earlier_trades: set[int] = set()
 
     def mark(self) -> int:
         """Returns a mark after all events applied so far."""
@@ -98,8 +101,8 @@ class Sequences:
 
     def trim(self) -> None:
         """Drops facts and trade ids beyond the bounds. Must not be called between a ledger query and the use of its facts."""
-        for trade in list(islice(self._trades, max(0, len(self._trades) - RECENT_MAX))):
-            del self._trades[trade]
+        if len(self._trades) >= RECENT_MAX:
+            self._trades, self._earlier_trades = set(), self._trades
         if len(self._facts) + len(self._rejected) > FACTS_MAX:
             self._facts.clear()
             self._rejected.clear()
@@ -178,9 +181,9 @@ class Sequences:
     def repeats_trade(self, fill: Fill) -> bool:
         """Whether a trade of the contract with this id was settled recently; records the trade."""
         trade = hash((fill.symbol, fill.trade_id))
-        if trade in self._trades:
+        if trade in self._trades or trade in self._earlier_trades:
             return True
-        self._trades[trade] = None
+        self._trades.add(trade)
         return False
 
 
@@ -222,9 +225,11 @@ def content_of_fill(
 
 
 def content_of_entry(entry: Entry) -> Content:
-    """Hashes the fill of an entry without its sequence."""
-    ids = entry.trade_id, entry.order_id, entry.account
-    return content_of_fill(entry.side, entry.lots, entry.price, entry.bankruptcy_price, *ids, entry.ts)
+    """Hashes the fill of an entry without its sequence, as `content_of_fill` does."""
+    return hash(_FILL_OF_ENTRY(entry))
+
+
+_FILL_OF_ENTRY = attrgetter(*signature(content_of_fill).parameters)
 
 
 def content_of_takeover(

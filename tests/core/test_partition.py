@@ -389,3 +389,11 @@ def test_a_rejected_event_of_any_type_changes_nothing(kind, data):
             settling.apply(event)
         except Rejection:
             assert everything(settling) == before
+
+
+def test_sequence_below_that_of_an_earlier_event_of_the_group_is_looked_up():
+    settling, symbol = unit(), UNIT.symbol
+    eighth, passed = worth(5, seq=8), {}
+    assert settling.lacking([eighth, worth(5, seq=2), worth(5, seq=9)], passed) == {symbol: {2}}
+    assert settling.lacking([worth(5, seq=9), worth(5, seq=10)], passed) == {symbol: {9}}
+    assert settling.lacking([msgspec.structs.replace(eighth, symbol="NEW", seq=seq) for seq in (3, 1)], passed) == {"NEW": {1}}
