@@ -140,6 +140,7 @@ def takeover(
 def mutual(
     policies: Annotated[int, typer.Option(help="Live policies.")] = 1_000_000,
     rounds: Annotated[int, typer.Option(help="Cut-offs that complete none; the fastest counts.")] = 9,
+    trades: Annotated[int, typer.Option(help="Trades of each measurement of their speed.")] = 200_000,
     codec: Annotated[Codec, typer.Option(help="Encoding of durable trades.")] = "json",
     parts: Annotated[str, typer.Option(help="Measurements, comma-separated.")] = ",".join(MUTUAL_PARTS),
     directory: Directory = None,
@@ -153,11 +154,11 @@ def mutual(
     results: dict[str, mutual_pool.Results | mutual_ledger.Results] = {}
     if "core" in wanted:
         with _progress() as show_progress:
-            results["core"] = mutual_pool.measure(policies, rounds, lambda what: show_progress(what, 0, 0))
+            results["core"] = mutual_pool.measure(policies, rounds, trades, lambda what: show_progress(what, 0, 0))
     if "ledger" in wanted:
         with _servers(directory) as servers, _progress() as show_progress:
             log = servers.directory / "engine.log"
-            measuring = mutual_ledger.measure(servers, policies, codec, log, show_progress)
+            measuring = mutual_ledger.measure(servers, policies, trades, codec, log, show_progress)
             results["ledger"] = _run(measuring)
     targets = [target for result in results.values() for target in result.targets]
     _finish(results, targets, lambda console: [result.show(console) for result in results.values()], as_json)

@@ -128,8 +128,8 @@ def _measure(positions: int, rounds: int, show_progress: Callable[[str], None]) 
         queue_ms=queue,
         pro_rata_ms=shared,
         lookup_ms=lookup / len(names),
-        json_per_second=_updates_per_second(events, "json"),
-        msgpack_per_second=_updates_per_second(events, "msgpack"),
+        json_per_second=_updates_per_second(events, "json", rounds),
+        msgpack_per_second=_updates_per_second(events, "msgpack", rounds),
         bytes_each=bytes_each,
     )
 
@@ -201,7 +201,7 @@ def _tied(side: Side) -> float:
     return 1 - len(np.unique(scores)) / len(scores)
 
 
-def _updates_per_second(events: Sequence[Position], codec: Codec) -> float:
+def _updates_per_second(events: Sequence[Position], codec: Codec, rounds: int) -> float:
     """Returns updates per second of known accounts in random order, through decoder and partition like in the pipeline."""
     partition = _partition()
     for event in events:
@@ -223,7 +223,7 @@ def _updates_per_second(events: Sequence[Position], codec: Codec) -> float:
     gc.collect()
     gc.freeze()
     updates = len(sent) * (len(messages) // len(parts))
-    return updates / min(_seconds(settle) for _ in range(UPDATE_ROUNDS))
+    return updates / min(_seconds(settle) for _ in range(min(rounds, UPDATE_ROUNDS)))
 
 
 def _fastest(rounds: int, *works: Callable[[], object]) -> list[float]:

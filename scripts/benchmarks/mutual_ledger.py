@@ -26,15 +26,14 @@ from mutual_pool import (
     RULES,
     TARGET_POLICIES,
     TRADERS,
-    TRADES,
     TRADES_PER_MESSAGE,
     account_name,
     account_row,
     accounts_of,
+    events_of,
     message_bodies,
     policy_row,
     pool_row,
-    trades,
 )
 from report import TARGET_CONTRACTS, Target, at_least, at_most, table_of, target_table
 from rich.console import Console
@@ -118,19 +117,21 @@ class Results(msgspec.Struct, kw_only=True):
             console.print(target_table(self.targets))
 
 
-async def measure(servers: EmbeddedServers, policies: int, codec: Codec, log: Path, show_progress: ShowProgress) -> Results:
-    """Measures a ledger with a number of live policies, and durable trades on another one."""
+async def measure(
+    servers: EmbeddedServers, policies: int, trades: int, codec: Codec, log: Path, show_progress: ShowProgress
+) -> Results:
+    """Measures a ledger with a number of live policies, and a number of durable trades on another one."""
     async with _filled(servers, policies, show_progress) as ledger, _writer(ledger) as writer:
         show_progress("restart", 0, 0)
         restart, loaded = await _measured(servers, _load(writer))
         del loaded
         show_progress("answers", 0, 0)
         answering, answers = await _measured(servers, _answers(ledger, policies))
-    fills = [await _fills_per_second(servers, codec, log, show_progress)]
+    fills = [await _fills_per_second(servers, trades, codec, log, show_progress)]
     async with _filled(servers, TRADERS * POLICIES_EACH, show_progress) as ledger:
         show_progress("durable trades", 0, 0)
-        settled, settling = await _settle(servers, ledger, codec, log)
-    fills.append(await _fills_per_second(servers, codec, log, show_progress))
+        settled, settling = await _settle(servers, ledger, trades, codec, log)
+    fills.append(await _fills_per_second(servers, trades, codec, log, show_progress))
     results = Results(
         policies=policies,
         restart_seconds=restart.seconds,
@@ -213,9 +214,9 @@ async def _fill(owner: asyncpg.Connection, policies: int) -> None:
     await owner.execute("CHECKPOINT")
 
 
-async def _settle(servers: EmbeddedServers, ledger: Ledger, codec: Codec, log: Path) -> tuple[int, Measured]:
+async def _settle(servers: EmbeddedServers, ledger: Ledger, trades: int, codec: Codec, log: Path) -> tuple[int, Measured]:
     """Lets an engine settle a backlog of trades; returns the number of measured trades."""
-    messages = message_bodies(trades(TRADERS), codec)
+    messages = message_bodies(events_of(trades), codec)
     async with stream_of(ledger) as client:
         while run := list(islice(messages, MESSAGES_PER_APPEND)):
             await append(client, pool_stream_key(NAME), run, codec)
@@ -226,7 +227,7 @@ async def _settle(servers: EmbeddedServers, ledger: Ledger, codec: Codec, log: P
         try:
             first = await _settled_after(connection, 1, engine)
             before, started = cost(servers, engine), time.perf_counter()
-            last = await _settled_after(connection, TRADES, engine)
+            last = await _settled_after(connection, trades, engine)
             seconds, spent = time.perf_counter() - started, cost(servers, engine).since(before)
         finally:
             await asyncio.to_thread(engine.stop)
@@ -235,9 +236,11 @@ async def _settle(servers: EmbeddedServers, ledger: Ledger, codec: Codec, log: P
     return last - first, Measured(seconds, spent)
 
 
-async def _fills_per_second(servers: EmbeddedServers, codec: Codec, log: Path, show_progress: ShowProgress) -> float:
+async def _fills_per_second(
+    servers: EmbeddedServers, events: int, codec: Codec, log: Path, show_progress: ShowProgress
+) -> float:
     """Returns fills per second of the reserve, of a backlog with as many events."""
-    load = Load(TRADES, TRADES_PER_MESSAGE, TARGET_CONTRACTS, codec)
+    load = Load(events, TRADES_PER_MESSAGE, TARGET_CONTRACTS, codec)
     async with new_ledger(servers, "bench_reserve") as ledger:
         return (await drain(servers, ledger, load, Market(TARGET_CONTRACTS), log, show_progress)).fills_per_second
 

@@ -35,7 +35,6 @@ POLICIES_EACH = 10
 COMPLETIONS = 10_000
 """Policies that complete in one cut-off."""
 
-TRADES = 200_000
 TRADES_PER_MESSAGE = 100
 TRADERS = 1_000
 TRADES_PER_BATCH = 5_000
@@ -92,8 +91,8 @@ class Results(msgspec.Struct, kw_only=True):
             console.print(target_table(self.targets))
 
 
-def measure(policies: int, rounds: int, show_progress: Callable[[str], None]) -> Results:
-    """Measures a pool with a number of live policies."""
+def measure(policies: int, rounds: int, trades: int, show_progress: Callable[[str], None]) -> Results:
+    """Measures a pool with a number of live policies, and the speed of a number of trades."""
     show_progress(f"{policies:,} policies: memory")
     bytes_each = _bytes_each(policies)
     show_progress(f"{policies:,} policies: restart")
@@ -121,7 +120,7 @@ def measure(policies: int, rounds: int, show_progress: Callable[[str], None]) ->
         completing_ms=completing[0],
         completing_hold_ms=completing[1],
         rows_ms=1000 * rows,
-        trades_per_second={codec: _trades_per_second(codec) for codec in ("json", "msgpack")},
+        trades_per_second={codec: _trades_per_second(codec, trades) for codec in ("json", "msgpack")},
     )
     results.targets = list(_judge(results))
     return results
@@ -238,10 +237,10 @@ def _bytes_each(policies: int) -> float:
     return held / policies
 
 
-def _trades_per_second(codec: Codec) -> float:
+def _trades_per_second(codec: Codec, trades: int) -> float:
     """Returns trades per second from messages through decoder and pool to the rows of commits."""
     pool = restored(TRADERS * POLICIES_EACH, 0)
-    bodies = list(message_bodies(trades(TRADERS), codec))
+    bodies = list(message_bodies(events_of(trades), codec))
     gc.collect()
     started = time.thread_time()
     for number, body in enumerate(bodies, 1):
@@ -251,15 +250,15 @@ def _trades_per_second(codec: Codec) -> float:
             batch = pool.take()
             if batch.identity_error or batch.rejected:
                 raise RuntimeError("the trades of the benchmark were not applied")
-    return TRADES / (time.thread_time() - started)
+    return trades / (time.thread_time() - started)
 
 
-def trades(traders: int) -> Iterator[Trade]:
+def events_of(trades: int) -> Iterator[Trade]:
     """Yields insured trades within a day, a loss and a profit in turn; every tenth trade of an account issues a policy."""
-    for number in range(TRADES):
-        ts = START_MS + number * (DAY_MS - 1) // TRADES
+    for number in range(trades):
+        ts = START_MS + number * (DAY_MS - 1) // trades
         pnl = "-21.5" if number % 2 else "12.345678"
-        account = account_name(number // 2 * 7919 % traders)
+        account = account_name(number // 2 * 7919 % TRADERS)
         yield Trade(NAME, ts, number + 1, account, "XBTUSDTM", f"t{number}", START_MS, pnl, "1500.25")
 
 

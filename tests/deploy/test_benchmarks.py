@@ -16,17 +16,17 @@ SMALL = {
     "ingest": "--fills 2000 --contracts 2 --per-message 100 --peer-seconds 0.2 --rate 200 --latency-seconds 1",
     "adl": "--positions 1000 --rounds 1",
     "takeover": "--tranches 100 --rounds 1",
-    "mutual": "--policies 2000 --rounds 1",
-    "http": "--rounds 1 --seconds 0.1 --subscribers 5 --changes 20 --topic-rounds 1 --topic-seconds 1",
+    "mutual": "--policies 2000 --rounds 1 --trades 5000",
+    "http": "--rounds 1 --seconds 0.1 --subscribers 5 --changes 100 --topic-rounds 1 --topic-seconds 1",
     "metrics": "--contracts 5 --rate 50 --turns 1",
 }
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_benchmark_prints_its_results(name: str, tmp_path: Path) -> None:
-    own = [] if name == "adl" else ["--directory", str(tmp_path)]
-    command = (sys.executable, "scripts/benchmarks", name, *SMALL[name].split(), *own, "--json")
-    ended = subprocess.run(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+def test_benchmark_prints_its_results(name: str) -> None:
+    command = (sys.executable, "scripts/benchmarks", name, *SMALL[name].split(), "--json")
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
 
     # Exit code 1 without results is an error; with results it means that a target is missed.
     assert ended.returncode in {0, 1}, ended.stderr
