@@ -36,7 +36,7 @@ TYPES = (
     *("fill", "takeover", "unwind", "mark", "position", "snapshot"),
     *("adlFill", "adlEnd", "adlAck", "adlTimeout", "rate", "contract"),
 )
-NUMBERED = ("fill", "takeover", "unwind", "adlFill", "adlEnd")
+NUMBERED = ("fill", "takeover", "unwind", "settle", "adlFill", "adlEnd")
 STRANGE_TYPES: Sequence[Any] = ("deposit", "", "Fill", "fill ", "x" * 1000, None, 1, [], {}, True)
 
 TOKENS = (
@@ -66,6 +66,9 @@ TOKENS = (
 
 LEGAL_SHARE = 0.75
 """Share of the events that are valid by themselves."""
+
+SETTLE_SHARE = 0.002
+"""Share of the events that settle a contract. It takes no events before its next listing, which begins a new generation."""
 
 SEQUENCE_KEPT_SHARE = 0.999
 """Share of the invalid sequences that do not include the highest one, which would be the last of its contract."""
@@ -106,6 +109,7 @@ class Messages:
             "fill": self._fill,
             "takeover": self._takeover,
             "unwind": self._unwind,
+            "settle": self._settle,
             "mark": self._mark,
             "position": self._position,
             "snapshot": self._snapshot,
@@ -162,7 +166,8 @@ class Messages:
     def _event(self) -> Any:
         if self._sent and self._chance.random() < 0.08:
             return self._resent(self._chance.choice(self._sent))
-        event = self._legal(self._chance.choice(TYPES))
+        is_end = self._chance.random() < SETTLE_SHARE
+        event = self._legal("settle" if is_end else self._chance.choice(TYPES))
         if self._chance.random() < LEGAL_SHARE:
             return event
         return self._wrong(event)
@@ -247,6 +252,10 @@ class Messages:
         del fields["bankruptcyPrice"]
         fields.pop("account", None)
         return fields
+
+    def _settle(self, contract: Terms) -> dict[str, Any]:
+        symbol, _, _, about = contract
+        return {"symbol": symbol, "seq": self._next(symbol), "price": self._price(about, 0.02), "ts": self._ts()}
 
     def _mark(self, contract: Terms) -> dict[str, Any]:
         index = {"indexPrice": self._price(contract[3], 0.01)} if self._chance.random() < 0.3 else {}
