@@ -4,7 +4,7 @@ The market keeps no state between steps, so a restart continues at any step with
 ADL has executed to each step.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -14,7 +14,7 @@ from fundsvc.core.events import Event, Fill, Listing, Mark, Position, Rate, Take
 from fundsvc.core.numbers import format_units
 from fundsvc.demo.instruments import INSTRUMENTS, Instrument
 from fundsvc.demo.prices import THIN_STEPS, Prices, seeded, steps_into
-from fundsvc.demo.stakes import Side, Stake, Stakes, closing_side, identifier, toward
+from fundsvc.demo.stakes import Closing, Side, Stake, Stakes, closing_side, identifier, toward
 
 STEP_SECONDS = 0.25
 """The duration of a step."""
@@ -112,6 +112,20 @@ class ContractMarket:
         """The position that an account has on a side at the end of a step, before deleveraging."""
         stake = self._stakes.held(account, step)
         return stake if stake and stake.side == side else None
+
+    @property
+    def settle_decimals(self) -> int:
+        """The decimals of amounts in the settlement currency."""
+        return self._contract.settle_decimals
+
+    @property
+    def accounts(self) -> Sequence[str]:
+        """All accounts. The first SLOTS of them always have a position."""
+        return self._stakes.accounts
+
+    def closing(self, account: str, step: int) -> Closing | None:
+        """The end of the position of one of the first SLOTS accounts in this step, if it ends then; for linear contracts."""
+        return self._stakes.closing(account, step)
 
     def holding(self, stake: Stake) -> Holding:
         """The key of a position."""

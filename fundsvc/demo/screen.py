@@ -77,12 +77,25 @@ LOTS = {
 """The words for events whose amount is lots."""
 
 
+class Visitor(NamedTuple):
+    """A token with which to try the page: its bearer, and the token."""
+
+    bearer: str
+    token: str
+
+
 class Surroundings(NamedTuple):
-    """The process as the footer shows it: its URL, its log file, and the monotonic time of its start in seconds."""
+    """The process as the screen shows it: its URL, its log file, the monotonic time of its start in seconds, and tokens."""
 
     address: str
     logs: Path
     started: float
+    visitors: Sequence[Visitor] = ()
+
+    @property
+    def page(self) -> str:
+        """The address of the page."""
+        return f"{self.address}/"
 
     def uptime(self) -> str:
         """Hours, minutes and seconds."""
@@ -97,7 +110,9 @@ def drawing(surroundings: Surroundings) -> Iterator[tuple[Draw, float]]:
     """Yields a function that draws on standard output, and the seconds between two calls."""
     console = Console()
     if not console.is_terminal or console.is_dumb_terminal:
-        console.print(f"fundsvc demo at {surroundings.address}, logs in {surroundings.logs}", highlight=False, soft_wrap=True)
+        console.print(f"fundsvc demo: open {surroundings.page} (logs in {surroundings.logs})", highlight=False, soft_wrap=True)
+        for visitor in surroundings.visitors:
+            console.print(f"token of {visitor.bearer}: {visitor.token}", highlight=False, soft_wrap=True)
         yield (lambda view: print(_line(view, surroundings), flush=True)), PLAIN_SECONDS
         return
     pictures: list[RenderableType] = []
@@ -114,15 +129,24 @@ def drawing(surroundings: Surroundings) -> Iterator[tuple[Draw, float]]:
 
 
 def _picture(view: View, surroundings: Surroundings, console: Console) -> RenderableType:
-    lines = max(1, console.height - CHROME_LINES - len(view.funds))
+    tokens = _tokens(surroundings)
+    taken = CHROME_LINES + len(view.funds) + len(console.render_lines(tokens))
+    lines = max(1, console.height - taken)
     news = Text("\n").join(_news(event) for event in view.events[-lines:]) if view.events else Text("no events yet", "dim")
     news.no_wrap, news.overflow = True, "ellipsis"
     return Group(
         _header(view, surroundings),
+        tokens,
         funds_table(view.funds, console),
         Panel(news, title="events", title_align="left", border_style="dim", height=lines + 2),
         Text(f"logs: {surroundings.logs}   Ctrl-C stops; the next start continues here", "dim", overflow="ellipsis"),
     )
+
+
+def _tokens(surroundings: Surroundings) -> Text:
+    """The tokens for the page's forms, which ignore the line breaks."""
+    lines = (Text.assemble((f"token of {bearer}: ", "dim"), token) for bearer, token in surroundings.visitors)
+    return Text("\n", overflow="fold").join(lines)
 
 
 def _header(view: View, surroundings: Surroundings) -> Table:
@@ -130,7 +154,7 @@ def _header(view: View, surroundings: Surroundings) -> Table:
     header.add_column()
     header.add_column(justify="right")
     header.add_row(
-        Text.assemble(("fundsvc demo", "bold"), "  ", (f"{surroundings.address}/api/v1/insurance-fund", "cyan")),
+        Text.assemble(("fundsvc demo", "bold"), "  ", (surroundings.page, "cyan")),
         f"up {surroundings.uptime()}",
     )
     entries = sum(shown.fund.entry for shown in view.funds)
