@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 
 import msgspec
 
+from fundsvc.config.settings import MutualConfig
 from fundsvc.core.numbers import format_units
 from fundsvc.mutual.core.rows import AccountRow, CycleRow, PolicyRow, State
 from fundsvc.mutual.core.standing import standing
@@ -20,7 +21,7 @@ class PoolStatus(Answer, frozen=True, kw_only=True):
     """A pool. `ratio` is what the last `ratio_cycles` cut-offs released of the face issued in the same time.
 
     `release` is the share of the available balance that a cut-off would release now. `state` is `running`, `halted` or
-    `not owned`.
+    `not owned`. `warnings` are sentences about its terms and its configuration.
     """
 
     pool: str
@@ -38,7 +39,7 @@ class PoolStatus(Answer, frozen=True, kw_only=True):
     unfunded: int
     next_cutoff: int
     terms: int
-    warning: str | None
+    warnings: list[str]
 
 
 class PolicyStatus(Answer, frozen=True, kw_only=True):
@@ -84,9 +85,10 @@ class CycleStatus(Answer, frozen=True, kw_only=True):
     completed: int
 
 
-def pool_status(state: PoolState, payouts: Payouts, unfunded: int) -> PoolStatus:
+def pool_status(state: PoolState, payouts: Payouts, unfunded: int, configured: MutualConfig) -> PoolStatus:
     """Returns the answer for a pool."""
     row, decimals = state.row, state.rules.decimals
+    farming = farming_warning(state.rules)
     return PoolStatus(
         pool=row.pool,
         state="halted" if state.halted else "running" if state.is_owned else "not owned",
@@ -103,7 +105,7 @@ def pool_status(state: PoolState, payouts: Payouts, unfunded: int) -> PoolStatus
         unfunded=unfunded,
         next_cutoff=row.next_cutoff,
         terms=row.terms,
-        warning=farming_warning(state.rules),
+        warnings=[*([farming] if farming else []), *configured.missing([row.pool]).values()],
     )
 
 
