@@ -14,6 +14,7 @@ import structlog
 from fundsvc.config.settings import Config
 from fundsvc.core.contracts import partition_of
 from fundsvc.core.events import Mark
+from fundsvc.core.numbers import INT64_MAX
 from fundsvc.demo.history import HISTORY_STEPS, times_of
 from fundsvc.demo.instruments import INSTRUMENTS
 from fundsvc.demo.insured import POOL, InsuredTraders
@@ -113,7 +114,7 @@ class Feed:
 
     async def _begin(self) -> tuple[int, MatchingEngine]:
         """Returns the first step to send, and the matching engine in its state before that step."""
-        settled = {fund.symbol: fund.seq for fund in await self._reader.funds()}
+        settled = {fund.symbol: INT64_MAX if fund.closed else fund.seq for fund in await self._reader.funds()}
         step = step_to_resume([settled.get(instrument.symbol, 0) for instrument in INSTRUMENTS])
         taken = await self._ledger.taken_since((step - MEMORY_STEPS) * SEQ_PER_STEP)
         engine = MatchingEngine(self._market, settled, taken, await self._ledger.carried())

@@ -47,7 +47,10 @@ class ThinBook(NamedTuple):
 
 
 class Instrument(NamedTuple):
-    """A contract of the demo market; `price` is its first price, `volatility` scales the amplitude of its price path."""
+    """A contract of the demo market; `price` is its first price, `volatility` scales the amplitude of its price path.
+
+    A dated contract is settled at the step `settles`; others never are.
+    """
 
     symbol: str
     base: str
@@ -59,6 +62,7 @@ class Instrument(NamedTuple):
     volatility: float
     cascade: Cascade | None = None
     thin: ThinBook | None = None
+    settles: int | None = None
 
     @property
     def is_inverse(self) -> bool:
@@ -71,7 +75,7 @@ class Instrument(NamedTuple):
         return {
             "symbol": self.symbol,
             "rootSymbol": self.settle,
-            "type": "FFWCSX",
+            "type": "FFWCSX" if self.settles is None else "FFICSX",
             "firstOpenDate": FIRST_OPEN_DATE_MS,
             "expireDate": None,
             "settleDate": None,
@@ -143,7 +147,8 @@ INSTRUMENTS = (
     Instrument("SOLUSDCM", "SOL", "USDC", "USDC", 118.0, "0.01", 0.01, 1.5, _covered(60, -0.04)),
     Instrument("XBTUSDM", "XBT", "USD", "XBT", 84_500.0, "0.1", -1.0, 1.0, _covered(80, -0.02)),
     Instrument("ETHUSDM", "ETH", "USD", "ETH", 2_900.0, "0.01", -1.0, 1.2, LEFT),
+    Instrument("XBTMZ26", "XBT", "USD", "XBT", 84_900.0, "0.1", -1.0, 0.6, settles=2 * CYCLE_STEPS + 360),
 )
-"""Linear contracts in USDT and USDC, and inverse ones. In a storm, two funds run dry one after another, and the others pay
-what they have earned in the calm. One of them also holds positions for a while.
+"""Linear contracts in USDT and USDC, inverse ones, and a dated one, which is settled in the calm after the first live storm. In a
+storm, two funds run dry one after another; the others pay what they earned in the calm, and one holds positions for a while.
 """

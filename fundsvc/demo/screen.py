@@ -210,6 +210,8 @@ def _held(inventory: Inventory) -> str:
 
 
 def _state(shown: FundView) -> Text:
+    if shown.fund.closed:
+        return Text("settled", "dim")
     if shown.orders:
         return Text("adl", "bold magenta")
     return Text("uncovered", "bold red") if shown.fund.outstanding else Text("ok", "green")

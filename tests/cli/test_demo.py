@@ -51,8 +51,8 @@ from fundsvc.streams.announcements import Announcement, RequestedLots
 from fundsvc.wire.codec import Message, decode, encode
 
 CURRENCY = CurrencyConfig()
-STEPS = 2 * CYCLE_STEPS + 260
-"""Three storms with two calm phases between them."""
+STEPS = 2 * CYCLE_STEPS + 380
+"""Three storms with calm phases, and the settlement of the dated contract."""
 DECIMALS = {
     each.symbol: contract_of(each.specification(), CURRENCY.decimals, CURRENCY.decimals_default).price_decimals
     for each in INSTRUMENTS
@@ -190,7 +190,7 @@ class TestMarket:
         kinds = Counter((each["settleCurrency"], each["isInverse"]) for each in specifications)
         assert kinds[("USDT", False)] >= 2
         assert kinds[("USDC", False)] >= 1
-        assert kinds[("XBT", True)] == kinds[("ETH", True)] == 1
+        assert (kinds[("XBT", True)], kinds[("ETH", True)]) == (2, 1)
         assert all((each["multiplier"] < 0) == each["isInverse"] and each["status"] == "Open" for each in specifications)
 
     def test_hundreds_of_positions_are_open_on_both_sides(self):
@@ -249,6 +249,15 @@ class TestSettled:
         assert run.funds[end - CASCADE_STEPS][symbol].balance > 1.5 * saved
         assert run.funds[end][symbol].balance == pytest.approx(saved, rel=0.1)
         assert all(funds[symbol].outstanding == 0 for funds in run.funds)
+
+    def test_dated_contract_is_settled_and_takes_no_more_events(self, run):
+        (dated,) = (instrument for instrument in INSTRUMENTS if instrument.settles)
+        assert HISTORY_STEPS + STORMY < dated.settles < STEPS
+        fund = run.partition.market(dated.symbol).fund
+        assert fund.closing.at == time_of(dated.settles)
+        assert fund.balance > 0
+        later = [event for events in run.sent[dated.settles + 1 :] for event in events]
+        assert not [event for event in later if getattr(event, "symbol", None) == dated.symbol]
 
     def test_storms_and_calm_phases_alternate(self, run):
         uncovered = [step for step, settled in enumerate(run.entries) if any(entry.uncovered for entry in settled)]
