@@ -149,6 +149,6 @@ INSTRUMENTS = (
     Instrument("ETHUSDM", "ETH", "USD", "ETH", 2_900.0, "0.01", -1.0, 1.2, LEFT),
     Instrument("XBTMZ26", "XBT", "USD", "XBT", 84_900.0, "0.1", -1.0, 0.6, settles=2 * CYCLE_STEPS + 360),
 )
-"""Linear contracts in USDT and USDC, inverse ones, and a dated one, which is settled in the calm after the first live storm. In a
-storm, two funds run dry one after another; the others pay what they earned in the calm, and one holds positions for a while.
+"""Linear contracts in USDT and USDC, inverse ones, and a dated one, which is settled in the calm after the first live storm.
+In a storm, two funds run dry one after another; the others pay what they earned in the calm. One holds positions.
 """
