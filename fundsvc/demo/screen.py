@@ -40,6 +40,9 @@ PRICE_FORMAT = ",.5g"
 PLAIN_SECONDS = 1.0
 """Seconds between two lines where output is no terminal."""
 
+EVENT_LINES_MIN = 3
+"""Lines of events that the tokens leave room for."""
+
 CHROME_LINES = 9
 """Lines of the screen that are neither rows of the table nor notable events: headings, rules, frame and footer."""
 
@@ -78,10 +81,16 @@ LOTS = {
 
 
 class Visitor(NamedTuple):
-    """A token with which to try the page: its bearer, and the token."""
+    """A token with which to try the page: its role, the account of a trader, and the token."""
 
-    bearer: str
+    role: str
+    account: str
     token: str
+
+    @property
+    def command(self) -> str:
+        """The command that mints such a token."""
+        return f"fundsvc token --role {self.role}" + (f" --account {self.account}" if self.account else "")
 
 
 class Surroundings(NamedTuple):
@@ -112,13 +121,14 @@ def drawing(surroundings: Surroundings) -> Iterator[tuple[Draw, float]]:
     if not console.is_terminal or console.is_dumb_terminal:
         console.print(f"fundsvc demo: open {surroundings.page} (logs in {surroundings.logs})", highlight=False, soft_wrap=True)
         for visitor in surroundings.visitors:
-            console.print(f"token of {visitor.bearer}: {visitor.token}", highlight=False, soft_wrap=True)
+            bearer = f"{visitor.role} {visitor.account}".rstrip()
+            console.print(f"token of {bearer}: {visitor.token}", highlight=False, soft_wrap=True)
         yield (lambda view: print(_line(view, surroundings), flush=True)), PLAIN_SECONDS
         return
     pictures: list[RenderableType] = []
 
     def draw(view: View) -> None:
-        pictures[:] = [_picture(view, surroundings, console)]
+        pictures[:] = [picture(view, surroundings, console)]
         live.update(pictures[0], refresh=True)
 
     try:
@@ -128,10 +138,13 @@ def drawing(surroundings: Surroundings) -> Iterator[tuple[Draw, float]]:
         console.print(*pictures)
 
 
-def _picture(view: View, surroundings: Surroundings, console: Console) -> RenderableType:
-    tokens = _tokens(surroundings)
-    taken = CHROME_LINES + len(view.funds) + len(console.render_lines(tokens))
-    lines = max(1, console.height - taken)
+def picture(view: View, surroundings: Surroundings, console: Console) -> RenderableType:
+    """Returns the screen for a console, as high as the console."""
+    room = console.height - CHROME_LINES - len(view.funds)
+    tokens = Text("\n").join(_token(visitor) for visitor in surroundings.visitors)
+    if room - len(console.render_lines(tokens)) < EVENT_LINES_MIN:
+        tokens = Text("\n").join(_mint(visitor) for visitor in surroundings.visitors)
+    lines = max(1, room - len(console.render_lines(tokens)))
     news = Text("\n").join(_news(event) for event in view.events[-lines:]) if view.events else Text("no events yet", "dim")
     news.no_wrap, news.overflow = True, "ellipsis"
     return Group(
@@ -143,10 +156,14 @@ def _picture(view: View, surroundings: Surroundings, console: Console) -> Render
     )
 
 
-def _tokens(surroundings: Surroundings) -> Text:
-    """The tokens for the page's forms, which ignore the line breaks."""
-    lines = (Text.assemble((f"token of {bearer}: ", "dim"), token) for bearer, token in surroundings.visitors)
-    return Text("\n", overflow="fold").join(lines)
+def _token(visitor: Visitor) -> Text:
+    """A token for the page's forms, which ignore the line breaks."""
+    return Text.assemble((f"token of {visitor.role} {visitor.account}".rstrip(), "dim"), " ", visitor.token, overflow="fold")
+
+
+def _mint(visitor: Visitor) -> Text:
+    """The command for a token, where the terminal has no room for the token itself."""
+    return Text.assemble(("token: ", "dim"), visitor.command, overflow="ellipsis", no_wrap=True)
 
 
 def _header(view: View, surroundings: Surroundings) -> Table:

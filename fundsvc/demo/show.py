@@ -74,7 +74,7 @@ def visitors(config: Config) -> Sequence[Visitor]:
     account = InsuredTraders(SimulatedMarket(config.currency)).accounts[0]
     trader = mint(config.token, "trader", account, "", TOKEN_SECONDS)
     risk = mint(config.token, "risk", "", "demo", TOKEN_SECONDS)
-    return Visitor(f"trader {account}", trader), Visitor("risk", risk)
+    return Visitor("trader", account, trader), Visitor("risk", "", risk)
 
 
 async def _draw(watch: Watch, surroundings: Surroundings) -> None:

@@ -41,8 +41,8 @@ from fundsvc.demo.insured import MUTUAL, POOL, InsuredTraders
 from fundsvc.demo.market import SEQ_PER_STEP, STEP_SECONDS, UNWIND_STEPS, Holding, SimulatedMarket, step_to_resume
 from fundsvc.demo.matching import ROUND_STEPS, MatchingEngine
 from fundsvc.demo.prices import CASCADE_STEPS, THIN_STEPS, last_step
-from fundsvc.demo.screen import COLUMNS, funds_table
-from fundsvc.demo.watch import FundView
+from fundsvc.demo.screen import COLUMNS, Surroundings, Visitor, funds_table, picture
+from fundsvc.demo.watch import FundView, View
 from fundsvc.local.servers import EmbeddedServers
 from fundsvc.mutual.core.pool import Pool
 from fundsvc.mutual.core.rows import PoolRow, State
@@ -531,6 +531,27 @@ class TestHistory:
     def test_history_is_not_old_for_settlement(self):
         begun = 1_700_000_000_000
         assert not is_old(Mark("X", "1", times_of(0, begun, begun).market), begun + 600_000)
+
+
+class TestScreen:
+    @pytest.mark.parametrize(("width", "height", "has_tokens"), [(80, 24, False), (100, 30, True), (160, 45, True)])
+    def test_picture_fills_the_terminal_and_shows_tokens_or_how_to_mint_them(self, width, height, has_tokens):
+        partition = empty_partition()
+        settle(partition, events_of(0))
+        funds = [partition.market(symbol).fund for symbol in SYMBOLS]
+        rows = [
+            FundRow(fund.contract, None, 0, fund.balance, 0, fund.entry, fund.seq, fund.head, None, None, False)
+            for fund in funds
+        ]
+        offered = [Visitor("trader", "a" * 24, "t" * 250), Visitor("risk", "", "r" * 190)]
+        surroundings = Surroundings("http://127.0.0.1:8080", Path("fundsvc.log"), 0.0, offered)
+        console = Console(width=width, height=height, file=io.StringIO())
+        console.print(picture(View([FundView(row, None, []) for row in rows], 0.0, 0, []), surroundings, console))
+        drawn = console.file.getvalue()
+        assert len(drawn.splitlines()) == height
+        assert "http://127.0.0.1:8080/ " in drawn
+        assert ("t" * 250 in drawn.replace("\n", "")) == has_tokens
+        assert (f"fundsvc token --role trader --account {'a' * 24}" in drawn) != has_tokens
 
 
 class TestResuming:
