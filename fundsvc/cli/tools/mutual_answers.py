@@ -7,7 +7,7 @@ import msgspec
 
 from fundsvc.config.settings import MutualConfig
 from fundsvc.core.numbers import format_units
-from fundsvc.mutual.core.rows import AccountRow, CycleRow, PolicyRow, State
+from fundsvc.mutual.core.rows import CycleRow, PolicyRow, State
 from fundsvc.mutual.core.standing import standing
 from fundsvc.mutual.core.terms import DAY_MS, PPM, Rules, farming_warning
 from fundsvc.mutual.store.reader import AccountState, Payouts, PoolState
@@ -125,7 +125,7 @@ def account_status(state: AccountState) -> AccountStatus:
     return AccountStatus(
         pool=state.pool.row.pool,
         account=account.account,
-        covered=_is_covered(account),
+        covered=account.is_covered,
         advice=list(_advice(state)),
         policies=policies,
         **{name: format_units(amount, rules.decimals) for name, amount in amounts.items()},
@@ -152,10 +152,6 @@ def at_minute(ms: int) -> str:
     return f"{datetime.fromtimestamp(ms / 1000, UTC):%Y-%m-%d %H:%M}" if ms else ""
 
 
-def _is_covered(account: AccountRow) -> bool:
-    return len(account.cover) % 2 == 1
-
-
 def _policy(policy: PolicyRow, state: AccountState) -> PolicyStatus:
     rules = state.pool.rules
     found = standing(policy, state.account.unfit_since, state.pool.row, rules)
@@ -174,8 +170,8 @@ def _advice(state: AccountState) -> Iterator[str]:
     account, rules = state.account, state.pool.rules
     if not account.enabled:
         yield "disabled: enable the account, so that trades opened from then on are insured"
-    missing = max(0, rules.min_funding - account.balance) + account.arrears
-    if missing and not _is_covered(account):
+    missing = account.lacking(rules.min_funding)
+    if missing and not account.is_covered:
         yield f"not funded: transfer {format_units(missing, rules.decimals)} to the insurance account"
     if account.unfit_since and state.live:
         volume, days = format_units(rules.activity_volume, rules.decimals), rules.activity_ms / DAY_MS
