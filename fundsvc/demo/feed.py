@@ -31,7 +31,7 @@ from fundsvc.store.writer import STREAM_START
 from fundsvc.streams.announcements import Announcements
 from fundsvc.streams.client import StreamClient, StreamFault, pool_stream_key
 from fundsvc.streams.producer import Producer
-from fundsvc.streams.source import Source
+from fundsvc.streams.source import Source, id_order
 
 RETRY_SECONDS = 1.0
 """Pause before the feed retries after a fault."""
@@ -105,7 +105,8 @@ class Feed:
 
     async def _is_pool_behind(self) -> bool:
         pool = await self._mutual.pool(POOL)
-        return (await self._pool_source.state()).last_id != (pool.last_id if pool else STREAM_START)
+        stream = await self._pool_source.state()
+        return id_order(stream.last_id) > id_order(pool.last_id if pool else STREAM_START)
 
     async def _insured_seq(self) -> int:
         """The last sequence that the pool has settled, 0 without a pool."""
