@@ -8,7 +8,7 @@ only the ledger shows, such as an amount out of range or an ADL order that has e
 import asyncio
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
 from typing import NamedTuple
 
@@ -64,6 +64,9 @@ _LINE = re.compile(rb"\S[^\r\n]*")
 
 Target = int | str
 """A stream: the number of a partition, or the name of a pool."""
+
+PoolOf = Callable[[Codec, bytes | msgspec.Raw], str | None]
+"""Returns the configured pool that the bytes of an event name, or None."""
 
 log = structlog.get_logger()
 
@@ -157,7 +160,7 @@ class Ingest:
         """
         query = read_query(PostQuery, request.query)
         body = await request.clone(client_max_size=self._bytes_max).read()
-        submission = await read_submission(request.content_type, body)
+        submission = await read_submission(request.content_type, body, self._pools.known)
         if any(isinstance(event, PolicyChange | TermsChange | Tick) for event in submission.events):
             raise BadParameter(
                 "policy, terms and tick events are not accepted over HTTP: the engines append them, the first two when their"
@@ -262,8 +265,10 @@ class Ingest:
         return self._producer.destinations(event)
 
 
-async def read_submission(content_type: str, body: bytes) -> Submission:
+async def read_submission(content_type: str, body: bytes, pool_of: PoolOf = lambda _codec, _raw: None) -> Submission:
     """Decodes the events of a body; raises WrongMedia, TooLarge, or BadParameter for an empty body.
+
+    `pool_of` returns the configured pool that the bytes of an event name.
 
     Counts the events before it decodes them, and decodes them in parts. Memory is therefore bounded by a small multiple of the
     body's size, and other tasks run in between.
@@ -278,33 +283,30 @@ async def read_submission(content_type: str, body: bytes) -> Submission:
     if len(raws) > EVENTS_PER_MESSAGE_MAX:
         raise TooLarge(f"the body has at least {len(raws)} events: send at most {EVENTS_PER_MESSAGE_MAX}")
     if not in_lines and len(raws) <= CHUNK_EVENTS and len(body) <= WHOLE_BYTES_MAX:
-        return Submission(codec, raws, _of_any_kind(codec, raws, decode(Message("", codec, body))), body)
+        return Submission(codec, raws, _of_any_kind(codec, raws, decode(Message("", codec, body)), pool_of), body)
     events: list[Event | PoolEvent | Rejection] = []
     for start in range(0, len(raws), CHUNK_EVENTS):
         part = raws[start : start + CHUNK_EVENTS]
-        events += _of_any_kind(codec, part, [decode_event(codec, raw) for raw in part])
+        events += _of_any_kind(codec, part, [decode_event(codec, raw) for raw in part], pool_of)
         await asyncio.sleep(0)
     return Submission(codec, raws, events, None if in_lines else body)
 
 
 def _of_any_kind(
-    codec: Codec, raws: Sequence[bytes | msgspec.Raw], events: Sequence[Event | Rejection]
+    codec: Codec, raws: Sequence[bytes | msgspec.Raw], events: Sequence[Event | Rejection], pool_of: PoolOf
 ) -> Sequence[Event | PoolEvent | Rejection]:
-    """Returns the events of a run, with those of pools in place of the rejections of their types."""
-    if len(raws) != len(events) or not any(map(_is_of_unknown_type, events)):
+    """Returns the events of a run, with those of configured pools in place of the rejections of their types."""
+    if len(raws) != len(events) or not any(map(_is_foreign, events)):
         return events
-    return [_pool_event(codec, raw, event) for raw, event in zip(raws, events, strict=True)]
+    return [
+        decode_pool_event(codec, raw) if _is_foreign(event) and pool_of(codec, raw) else event
+        for raw, event in zip(raws, events, strict=True)
+    ]
 
 
-def _pool_event(codec: Codec, raw: bytes | msgspec.Raw, event: Event | Rejection) -> Event | PoolEvent | Rejection:
-    if not _is_of_unknown_type(event):
-        return event
-    decoded = decode_pool_event(codec, raw)
-    return event if _is_of_unknown_type(decoded) else decoded
-
-
-def _is_of_unknown_type(event: Event | PoolEvent | Rejection) -> bool:
-    return isinstance(event, Rejection) and event.reason == Reason.UNKNOWN_TYPE
+def _is_foreign(event: Event | Rejection) -> bool:
+    """Returns whether an event names a pool and has no type of the reserve."""
+    return isinstance(event, Rejection) and event.reason == Reason.UNKNOWN_POOL
 
 
 def _lines(body: bytes) -> list[bytes]:

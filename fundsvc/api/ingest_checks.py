@@ -270,11 +270,8 @@ class PoolChecks:
         return pool if pool in self._pools else None
 
     def check(self, event: PoolEvent) -> None:
-        """Raises Rejection for an event that settlement will reject."""
-        pool = self._pools.get(event.pool)
-        if pool is None:
-            raise Rejection(Reason.UNKNOWN_POOL, f"no pool {event.pool!r} is configured")
-        pool.check(event, time.time_ns() // 1_000_000)
+        """Raises Rejection for an event of a configured pool that settlement will reject."""
+        self._pools[event.pool].check(event, time.time_ns() // 1_000_000)
 
 
 def _symbol_of(event: Event | Rejection) -> str | None:

@@ -3,6 +3,7 @@
 import re
 import sys
 from collections.abc import Awaitable, Iterator, Mapping
+from contextlib import suppress
 from typing import Annotated, Any
 
 import msgspec
@@ -13,7 +14,8 @@ from fundsvc.api.http.tokens import Tokens
 from fundsvc.cli.running import DONE, NO, Json, Terminal, cli, print_json, run
 from fundsvc.config.settings import Config
 from fundsvc.config.validation import keys, presentable
-from fundsvc.store.database import StoreFault
+from fundsvc.mutual.store.reader import MutualReader
+from fundsvc.store.database import StoreFault, open_pool
 from fundsvc.store.schema import check_schema
 from fundsvc.store.server_checks import server_version as database_version
 from fundsvc.streams.client import StreamFault, open_client, server_version
@@ -44,8 +46,9 @@ def check(
         tls_context(config.http.certificate, config.http.certificate_key)
         Tokens(config.token)
         _ = config.ledger.secrets
-        shown, warnings = effective(config), config.mutual.warnings
         parts = await _checks(config) if reachable else {}
+        has_ledger = parts.get("schema", {}).get("ok", False)
+        shown, warnings = effective(config), config.mutual.warnings | (await _missing_pools(config) if has_ledger else {})
         if json:
             optional = {"parts": parts, "warnings": warnings}
             print_json({"configuration": shown} | {name: value for name, value in optional.items() if value})
@@ -105,6 +108,14 @@ async def _checks(config: Config) -> dict[str, dict[str, Any]]:
         parts["reader"] = await _check(database_version(database.reader_dsn))
     parts["stream"] = {"ok": True, "found": EMBEDDED} if stream.embedded else await _check(_stream(config))
     return parts
+
+
+async def _missing_pools(config: Config) -> dict[str, str]:
+    """Returns a warning for each pool of the ledger that is not configured, none if the ledger cannot be read."""
+    async with open_pool(config.database.dsn, 1) as pool:
+        with suppress(StoreFault):
+            return config.mutual.missing([state.row.pool for state in await MutualReader(pool).pools()])
+    return {}
 
 
 async def _check(checking: Awaitable[str]) -> dict[str, Any]:

@@ -42,7 +42,7 @@ def status(context: typer.Context, json: Json = False) -> None:
     async def command(config: Config) -> int:
         async with _reader(config) as reader:
             found = [
-                pool_status(pool, await reader.payouts(pool), await reader.unfunded(pool.row.pool))
+                pool_status(pool, await reader.payouts(pool), await reader.unfunded(pool.row.pool), config.mutual)
                 for pool in await reader.pools()
             ]
         if json:
@@ -201,7 +201,7 @@ def _print_pools(pools: list[PoolStatus]) -> None:
                 "accounts": f"{pool.accounts:,}, {pool.unfunded:,} of them unfunded",
                 "next cut-off": at_minute(pool.next_cutoff),
                 "terms": f"version {pool.terms}",
-                "warning": pool.warning or "",
+                "warning": "\n".join(pool.warnings),
             },
         )
     console.print(GUARANTEE if pools else "there is no pool: configure one as [mutual.pools.NAME]")

@@ -8,7 +8,7 @@ is in neither the environment nor a command line. This module is the only reader
 import os
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -267,6 +267,15 @@ class MutualConfig(Section, frozen=True):
         """Returns what is wrong with the terms of pools although they are legal, by the pool's name."""
         found = {name: farming_warning(terms.rules()) for name, terms in self.pools.items()}
         return {name: warning for name, warning in found.items() if warning}
+
+    def missing(self, ledger: Iterable[str]) -> dict[str, str]:
+        """Returns a warning for each pool of the ledger that the configuration does not name."""
+        return {
+            name: "the ledger has this pool, but this configuration does not, and engines with it do not settle the pool:"
+            f" configure [mutual.pools.{name}] with the terms of the ledger"
+            for name in ledger
+            if name not in self.pools
+        }
 
 
 class AuditConfig(Section, frozen=True):

@@ -4,17 +4,17 @@ The market keeps no state between steps, so a restart continues at any step with
 ADL has executed to each step.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple
 
 from fundsvc.config.settings import CurrencyConfig
 from fundsvc.core.contracts import contract_of
-from fundsvc.core.events import Event, Fill, Listing, Mark, Position, Rate, Takeover, Unwind
+from fundsvc.core.events import Event, Fill, Listing, Mark, Position, Rate, Settle, Takeover, Unwind
 from fundsvc.core.numbers import format_units
 from fundsvc.demo.instruments import INSTRUMENTS, Instrument
 from fundsvc.demo.prices import THIN_STEPS, Prices, seeded, steps_into
-from fundsvc.demo.stakes import Side, Stake, Stakes, closing_side, identifier, toward
+from fundsvc.demo.stakes import Closing, Side, Stake, Stakes, closing_side, identifier, toward
 
 STEP_SECONDS = 0.25
 """The duration of a step."""
@@ -53,7 +53,7 @@ class SimulatedMarket:
 
     def events(self, step: int, ts: int, taken: Taken = MappingProxyType({})) -> list[Event]:
         """The events of a step, with `ts` as their time. Step 0 lists the contracts and opens their first positions."""
-        markets = self.contracts.values()
+        markets = [market for market in self.contracts.values() if market.is_traded(step)]
         listings = [market.listing() for market in markets] if step == 0 else []
         rates = self._rates(step, ts) if step % RATE_STEPS == 0 else []
         marks = [market.mark(step, ts) for market in markets]
@@ -89,6 +89,10 @@ class ContractMarket:
         """The event that lists the contract."""
         return Listing(self.instrument.specification())
 
+    def is_traded(self, step: int) -> bool:
+        """Whether the contract is open before a step."""
+        return self.instrument.settles is None or step <= self.instrument.settles
+
     def index(self, step: int) -> str:
         """The index price of a step."""
         return self._text(self._prices.index(step))
@@ -98,7 +102,13 @@ class ContractMarket:
         return Mark(self.instrument.symbol, self._text(self._prices.mark(step)), ts, index_price=self.index(step))
 
     def moves(self, step: int, ts: int, taken: Taken) -> Iterator[Event]:
-        """Liquidation fills and position changes: first the ends, then the openings. Step 0 has all open positions."""
+        """Liquidation fills and position changes: first the ends, then the openings. Step 0 has all open positions.
+
+        The step in which the contract is settled has only that.
+        """
+        if step == self.instrument.settles:
+            yield Settle(self.instrument.symbol, step * SEQ_PER_STEP + 1, self._text(self._prices.mark(step)), ts)
+            return
         if step == 0:
             begun = self._stakes.open_at_start()
         else:
@@ -112,6 +122,20 @@ class ContractMarket:
         """The position that an account has on a side at the end of a step, before deleveraging."""
         stake = self._stakes.held(account, step)
         return stake if stake and stake.side == side else None
+
+    @property
+    def settle_decimals(self) -> int:
+        """The decimals of amounts in the settlement currency."""
+        return self._contract.settle_decimals
+
+    @property
+    def accounts(self) -> Sequence[str]:
+        """All accounts. The first SLOTS of them always have a position."""
+        return self._stakes.accounts
+
+    def closing(self, account: str, step: int) -> Closing | None:
+        """The end of the position of one of the first SLOTS accounts in this step, if it ends then; for linear contracts."""
+        return self._stakes.closing(account, step)
 
     def holding(self, stake: Stake) -> Holding:
         """The key of a position."""

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
-from fundsvc.core.events import AdlEnd, AdlFill, Event, Fill, Takeover, Unwind
+from fundsvc.core.events import AdlEnd, AdlFill, Event, Fill, Settle, Takeover, Unwind
 from fundsvc.demo.instruments import INSTRUMENTS
 from fundsvc.demo.market import SEQ_PER_STEP, ContractMarket, SimulatedMarket, Taken
 from fundsvc.demo.prices import seeded
@@ -95,7 +95,7 @@ class MatchingEngine:
         return events
 
     def _is_settled(self, event: Event) -> bool:
-        return isinstance(event, Fill | Takeover | Unwind) and event.seq <= self._settled.get(event.symbol, 0)
+        return isinstance(event, Fill | Takeover | Unwind | Settle) and event.seq <= self._settled.get(event.symbol, 0)
 
     def _unwinds(self, step: int, ts: int) -> Iterator[Unwind]:
         """The unwinds of a step, without lots that a round requests."""

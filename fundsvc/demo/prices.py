@@ -3,13 +3,10 @@
 import math
 import random
 
-from fundsvc.demo.instruments import Cascade, Instrument
+from fundsvc.demo.instruments import CYCLE_STEPS, Cascade, Instrument
 
 CASCADE_STEPS = 10
 """Steps in which a cascade moves the price: two and a half seconds."""
-
-CYCLE_STEPS = 240
-"""Steps between two cascades of a contract: one minute, in which surpluses repay what the last cascade left."""
 
 THIN_STEPS = 58
 """Steps from the beginning of a thin book's fall to the recovery of the price. The fall takes CASCADE_STEPS of them."""

@@ -40,6 +40,9 @@ PRICE_FORMAT = ",.5g"
 PLAIN_SECONDS = 1.0
 """Seconds between two lines where output is no terminal."""
 
+EVENT_LINES_MIN = 3
+"""Lines of events that the tokens leave room for."""
+
 CHROME_LINES = 9
 """Lines of the screen that are neither rows of the table nor notable events: headings, rules, frame and footer."""
 
@@ -77,12 +80,31 @@ LOTS = {
 """The words for events whose amount is lots."""
 
 
+class Visitor(NamedTuple):
+    """A token with which to try the page: its role, the account of a trader, and the token."""
+
+    role: str
+    account: str
+    token: str
+
+    @property
+    def command(self) -> str:
+        """The command that mints such a token."""
+        return f"fundsvc token --role {self.role}" + (f" --account {self.account}" if self.account else "")
+
+
 class Surroundings(NamedTuple):
-    """The process as the footer shows it: its URL, its log file, and the monotonic time of its start in seconds."""
+    """The process as the screen shows it: its URL, its log file, the monotonic time of its start in seconds, and tokens."""
 
     address: str
     logs: Path
     started: float
+    visitors: Sequence[Visitor] = ()
+
+    @property
+    def page(self) -> str:
+        """The address of the page."""
+        return f"{self.address}/"
 
     def uptime(self) -> str:
         """Hours, minutes and seconds."""
@@ -97,13 +119,16 @@ def drawing(surroundings: Surroundings) -> Iterator[tuple[Draw, float]]:
     """Yields a function that draws on standard output, and the seconds between two calls."""
     console = Console()
     if not console.is_terminal or console.is_dumb_terminal:
-        console.print(f"fundsvc demo at {surroundings.address}, logs in {surroundings.logs}", highlight=False, soft_wrap=True)
+        console.print(f"fundsvc demo: open {surroundings.page} (logs in {surroundings.logs})", highlight=False, soft_wrap=True)
+        for visitor in surroundings.visitors:
+            bearer = f"{visitor.role} {visitor.account}".rstrip()
+            console.print(f"token of {bearer}: {visitor.token}", highlight=False, soft_wrap=True)
         yield (lambda view: print(_line(view, surroundings), flush=True)), PLAIN_SECONDS
         return
     pictures: list[RenderableType] = []
 
     def draw(view: View) -> None:
-        pictures[:] = [_picture(view, surroundings, console)]
+        pictures[:] = [picture(view, surroundings, console)]
         live.update(pictures[0], refresh=True)
 
     try:
@@ -113,16 +138,32 @@ def drawing(surroundings: Surroundings) -> Iterator[tuple[Draw, float]]:
         console.print(*pictures)
 
 
-def _picture(view: View, surroundings: Surroundings, console: Console) -> RenderableType:
-    lines = max(1, console.height - CHROME_LINES - len(view.funds))
+def picture(view: View, surroundings: Surroundings, console: Console) -> RenderableType:
+    """Returns the screen for a console, as high as the console."""
+    room = console.height - CHROME_LINES - len(view.funds)
+    tokens = Text("\n").join(_token(visitor) for visitor in surroundings.visitors)
+    if room - len(console.render_lines(tokens)) < EVENT_LINES_MIN:
+        tokens = Text("\n").join(_mint(visitor) for visitor in surroundings.visitors)
+    lines = max(1, room - len(console.render_lines(tokens)))
     news = Text("\n").join(_news(event) for event in view.events[-lines:]) if view.events else Text("no events yet", "dim")
     news.no_wrap, news.overflow = True, "ellipsis"
     return Group(
         _header(view, surroundings),
+        tokens,
         funds_table(view.funds, console),
         Panel(news, title="events", title_align="left", border_style="dim", height=lines + 2),
         Text(f"logs: {surroundings.logs}   Ctrl-C stops; the next start continues here", "dim", overflow="ellipsis"),
     )
+
+
+def _token(visitor: Visitor) -> Text:
+    """A token for the page's forms, which ignore the line breaks."""
+    return Text.assemble((f"token of {visitor.role} {visitor.account}".rstrip(), "dim"), " ", visitor.token, overflow="fold")
+
+
+def _mint(visitor: Visitor) -> Text:
+    """The command for a token, where the terminal has no room for the token itself."""
+    return Text.assemble(("token: ", "dim"), visitor.command, overflow="ellipsis", no_wrap=True)
 
 
 def _header(view: View, surroundings: Surroundings) -> Table:
@@ -130,7 +171,7 @@ def _header(view: View, surroundings: Surroundings) -> Table:
     header.add_column()
     header.add_column(justify="right")
     header.add_row(
-        Text.assemble(("fundsvc demo", "bold"), "  ", (f"{surroundings.address}/api/v1/insurance-fund", "cyan")),
+        Text.assemble(("fundsvc demo", "bold"), "  ", (surroundings.page, "cyan")),
         f"up {surroundings.uptime()}",
     )
     entries = sum(shown.fund.entry for shown in view.funds)
@@ -186,6 +227,8 @@ def _held(inventory: Inventory) -> str:
 
 
 def _state(shown: FundView) -> Text:
+    if shown.fund.closed:
+        return Text("settled", "dim")
     if shown.orders:
         return Text("adl", "bold magenta")
     return Text("uncovered", "bold red") if shown.fund.outstanding else Text("ok", "green")

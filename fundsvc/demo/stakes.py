@@ -4,9 +4,9 @@ The end of a position is fixed when it opens. Each slot of a contract holds one 
 steps; the price move in that time decides whether it is liquidated. Most liquidations leave a surplus, some are flat, a few are
 shortfalls.
 
-A cascade costs the amount that the fund of the contract has earned since the last cascade, plus `Cascade.uncovered`. So each
-cascade empties the fund and leaves about that amount to ADL; the surpluses of the next cycle repay what ADL does not recover.
-The fund does not drift, because the amount that one cascade leaves is part of the next one's balance.
+A cascade costs what the fund of the contract has earned since the last cascade, plus `Cascade.uncovered`. So without savings it
+empties the fund and leaves about that amount to ADL; the surpluses of the next cycle repay what ADL does not recover. The fund
+does not drift, because the amount that one cascade leaves is part of the next one's balance.
 """
 
 from bisect import bisect_left
@@ -20,7 +20,7 @@ from fundsvc.core.contracts import Contract
 from fundsvc.core.fund.settlement import Fund
 from fundsvc.core.numbers import to_units
 from fundsvc.demo.instruments import Cascade, Instrument
-from fundsvc.demo.prices import CASCADE_STEPS, CYCLE_STEPS, Prices, cycle_of, last_step, seeded, steps_into
+from fundsvc.demo.prices import CASCADE_STEPS, Prices, cycle_of, last_step, seeded, steps_into
 
 Side = Literal["long", "short"]
 
@@ -54,7 +54,7 @@ CASCADE_FILLS = 30
 TAKEOVERS_MAX = 3
 """Longs that the market does not take while a book is thin."""
 
-CASCADE_AGE_STEPS = CYCLE_STEPS // 2
+CASCADE_AGE_STEPS = 120
 """The age of their positions in steps, and of longs that the market does not take: they opened after the price had recovered
 from the last fall."""
 
@@ -78,6 +78,14 @@ class Stake(NamedTuple):
     exit_price: int | None
 
 
+class Closing(NamedTuple):
+    """The end of a position: its age in steps, and in atoms what its owner gained (+) or lost (-), and its value at the end."""
+
+    steps: int
+    realised: int
+    volume: int
+
+
 class Stakes:
     """All positions of one contract."""
 
@@ -88,8 +96,8 @@ class Stakes:
         self._on_tick = prices.on_tick
         self._worth = Fund(contract).worth
         self._name = f"{seed}:{instrument.symbol}"
-        self._accounts = [identifier(seeded(seed, slot)) for slot in range(SLOTS + CASCADE_FILLS + TAKEOVERS_MAX)]
-        self._slots = {account: slot for slot, account in enumerate(self._accounts[:SLOTS])}
+        self.accounts = [identifier(seeded(seed, slot)) for slot in range(SLOTS + CASCADE_FILLS + TAKEOVERS_MAX)]
+        self._slots = {account: slot for slot, account in enumerate(self.accounts[:SLOTS])}
         self._lives = [_life(seeded(self._name, "life", slot)) for slot in range(SLOTS)]
         self._costs: dict[int, int] = {}
 
@@ -105,6 +113,17 @@ class Stakes:
         life, phase = self._lives[slot]
         return self._stake(slot, step - (step - phase) % life)
 
+    def closing(self, account: str, step: int) -> Closing | None:
+        """The end of an account's position in this step, if it ends then. A liquidated one loses its margin."""
+        slot = self._slots[account]
+        life, phase = self._lives[slot]
+        if (step - phase) % life:
+            return None
+        stake = self._stake(slot, step - life)
+        exit_price = self._mark(step) if stake.exit_price is None else stake.bankruptcy_price
+        realised = self._worth(closing_side(stake.side), stake.lots, exit_price, stake.entry_price)
+        return Closing(life, realised, self._worth("sell", stake.lots, exit_price, 0))
+
     def ending(self, step: int) -> Iterator[Stake]:
         """The positions that end in a step."""
         yield from self._ordinary_ends(step)
@@ -118,7 +137,7 @@ class Stakes:
                 mark = self._mark(step)
                 bankruptcy_price = self._on_tick(mark * (1 + overshoot))
                 entry_price = self._entry("long", self._mark(step - CASCADE_AGE_STEPS), bankruptcy_price)
-                account, lots = self._accounts[SLOTS + CASCADE_FILLS + number], self._lots(thin.notional, mark)
+                account, lots = self.accounts[SLOTS + CASCADE_FILLS + number], self._lots(thin.notional, mark)
                 yield Stake(account, "long", lots, entry_price, bankruptcy_price, None)
 
     def beginning(self, step: int) -> Iterator[Stake]:
@@ -155,7 +174,7 @@ class Stakes:
             bankruptcy_price = entry_price - toward(side, entry_price // draw.randint(*LEVERAGE))
         lots = self._lots(NOTIONAL * draw.lognormvariate(0, 1), entry_price)
         entry_price = self._entry(side, entry_price, bankruptcy_price)
-        return Stake(self._accounts[slot], side, lots, entry_price, bankruptcy_price, exit_price if liquidated else None)
+        return Stake(self.accounts[slot], side, lots, entry_price, bankruptcy_price, exit_price if liquidated else None)
 
     def _cascade_ends(self, step: int) -> Iterator[Stake]:
         """The positions that a cascade liquidates in this step."""
@@ -180,7 +199,7 @@ class Stakes:
         found = bisect_left(candidates, deficit, key=lambda price: -self._worth(closing, lots, exit_price, price))
         bankruptcy_price = candidates[found]
         entry_price = self._entry(side, self._mark(step - CASCADE_AGE_STEPS), bankruptcy_price)
-        return Stake(self._accounts[SLOTS + number], side, lots, entry_price, bankruptcy_price, exit_price)
+        return Stake(self.accounts[SLOTS + number], side, lots, entry_price, bankruptcy_price, exit_price)
 
     def _deficits(self, cascade: Cascade, cycle: int) -> list[int]:
         """The deficit of each liquidation of a cascade, in atoms."""
@@ -193,15 +212,15 @@ class Stakes:
         return [*_shares(cost - final, weights), *_shares(final, [1] * FINAL_FILLS)]
 
     def _cost(self, cascade: Cascade, cycle: int) -> int:
-        """The total deficit of a cascade: the surplus of the other liquidations of its cycle, plus `Cascade.uncovered`."""
-        first = last_step(cascade, cycle - 1) + 1 if cycle else 1
+        """The total deficit of a cascade: `taken` of what the other liquidations of its cycle earn, plus `uncovered`."""
+        first = last_step(cascade, cycle - 1) + 1 if cycle else cascade.saved + 1
         ended = (stake for step in range(first, last_step(cascade, cycle) + 1) for stake in self._ordinary_ends(step))
         earned = sum(
             self._worth(closing_side(stake.side), stake.lots, stake.exit_price, stake.bankruptcy_price)
             for stake in ended
             if stake.exit_price is not None
         )
-        return earned + self._uncovered(cascade)
+        return int(cascade.taken * earned) + self._uncovered(cascade)
 
     def _uncovered(self, cascade: Cascade) -> int:
         return to_units(Decimal(cascade.uncovered), self._contract.settle_decimals)

@@ -41,6 +41,9 @@ class MutualMetrics:
         self.unfunded = gauge("unfunded_accounts", "Accounts of a pool that are unfunded.")
         self.ratio = gauge("payout_ratio", "What the last 30 cut-offs released / faces of the policies issued in that time.")
         self.late = gauge("cutoff_late_seconds", "Time since a cut-off was due that has not happened yet, else 0.")
+        self.not_configured = gauge(
+            "not_configured", "1 for a pool of the ledger that the configuration does not name, else 0."
+        )
         self.halted = gauge("halted", "1 while a pool is halted, else 0.")
         self.lag_messages = gauge("stream_lag_messages", "Messages in a pool's stream that are not settled yet.")
         self.cutoff_seconds = Histogram(

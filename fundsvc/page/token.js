@@ -44,12 +44,14 @@ export function tokenForm(title, enter) {
     element("label", { for: "account" }, "Account (required: a risk token may read any account)"),
     account,
   );
+  // Terminals break long lines.
+  const pasted = () => token.value.replaceAll(/\s/g, "");
   token.addEventListener("input", () => {
-    accountField.hidden = claims(token.value.trim()).role !== "risk";
+    accountField.hidden = claims(pasted()).role !== "risk";
   });
   const submit = (event) => {
     event.preventDefault();
-    enter(token.value.trim(), account.value.trim());
+    enter(pasted(), account.value.trim());
   };
   const about = "The token stays in this tab until you close it. It is sent to this service only.";
   return element(

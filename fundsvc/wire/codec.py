@@ -78,6 +78,7 @@ class Message(msgspec.Struct, frozen=True, gc=False):
 
 class _Tagged(msgspec.Struct):
     type: str
+    pool: Any = None
 
 
 _ELEMENTS = msgspec.defstruct(
@@ -272,9 +273,15 @@ def _repeats(codec: Codec, body: bytes, events: Sequence[Event]) -> bool:
 
 def _refusal(codec: Codec, raw: bytes | msgspec.Raw, detail: str) -> Rejection:
     try:
-        tag = _TAGS[codec].decode(raw).type
+        tagged = _TAGS[codec].decode(raw)
     except _DECODE_ERRORS:
         return Rejection(Reason.UNDECODABLE, f"not an event: {detail}")
+    tag: str = tagged.type
+    if tag not in _TYPES and isinstance(tagged.pool, str):
+        name = tagged.pool[:40]
+        return Rejection(
+            Reason.UNKNOWN_POOL, f"no pool {name!r} is configured: correct the name or configure it, then send again"
+        )
     if tag not in _TYPES:
         return Rejection(Reason.UNKNOWN_TYPE, f"type {tag[:40]!r} is unknown: use one of {', '.join(map(str, _TYPES))}")
     if tag == "fill" and detail.endswith("`bankruptcyPrice`"):

@@ -20,6 +20,8 @@ from collections import Counter, defaultdict
 from decimal import Decimal
 from pathlib import Path
 
+import aiohttp
+import jwt
 import psutil
 import pytest
 from conftest import connected
@@ -29,29 +31,39 @@ from rich.console import Console
 from fundsvc.config.settings import CurrencyConfig
 from fundsvc.core.adl.records import reduced_of
 from fundsvc.core.contracts import contract_of
-from fundsvc.core.events import AdlEnd, AdlFill, Fill, Position, Takeover, Unwind
+from fundsvc.core.events import AdlEnd, AdlFill, Fill, Mark, Position, Takeover, Unwind
 from fundsvc.core.numbers import format_units, to_units
 from fundsvc.core.partition import Partition
-from fundsvc.demo.instruments import INSTRUMENTS
+from fundsvc.core.times import is_old
+from fundsvc.demo.history import HISTORY_STEPS, INSURED_STEP_MS, MARKET_STEP_MS, times_of
+from fundsvc.demo.instruments import CYCLE_STEPS, INSTRUMENTS
+from fundsvc.demo.insured import MUTUAL, POOL, InsuredTraders
 from fundsvc.demo.market import SEQ_PER_STEP, STEP_SECONDS, UNWIND_STEPS, Holding, SimulatedMarket, step_to_resume
 from fundsvc.demo.matching import ROUND_STEPS, MatchingEngine
-from fundsvc.demo.prices import CASCADE_STEPS, CYCLE_STEPS, THIN_STEPS, last_step
-from fundsvc.demo.screen import COLUMNS, funds_table
-from fundsvc.demo.watch import FundView
+from fundsvc.demo.prices import CASCADE_STEPS, THIN_STEPS, last_step
+from fundsvc.demo.screen import COLUMNS, Surroundings, Visitor, funds_table, picture
+from fundsvc.demo.watch import FundView, View
 from fundsvc.local.servers import EmbeddedServers
+from fundsvc.mutual.core.pool import Pool
+from fundsvc.mutual.core.rows import PoolRow, State
 from fundsvc.store.reader import FundRow
 from fundsvc.streams.announcements import Announcement, RequestedLots
 from fundsvc.wire.codec import Message, decode, encode
 
 CURRENCY = CurrencyConfig()
-STEPS = 3 * CYCLE_STEPS
+STEPS = 2 * CYCLE_STEPS + 380
+"""Three storms with calm phases, and the settlement of the dated contract."""
 DECIMALS = {
     each.symbol: contract_of(each.specification(), CURRENCY.decimals, CURRENCY.decimals_default).price_decimals
     for each in INSTRUMENTS
 }
 SYMBOLS = [instrument.symbol for instrument in INSTRUMENTS]
 (THIN,) = (instrument for instrument in INSTRUMENTS if instrument.thin)
-CASCADING = [instrument for instrument in INSTRUMENTS if instrument.cascade]
+DRAINED = [instrument for instrument in INSTRUMENTS if instrument.cascade and not instrument.cascade.saved]
+COVERED = [instrument for instrument in INSTRUMENTS if instrument.cascade and instrument.cascade.saved and not instrument.thin]
+STORMY = 260
+"""The steps of a cycle in which its storm is over."""
+
 STOP_SECONDS = 5.0
 SCREEN_BACK = "\x1b[?1049l"
 
@@ -151,7 +163,7 @@ class Exchange:
 
 @pytest.fixture(scope="module")
 def run():
-    """Three settled cycles of the market with answered ADL orders."""
+    """Three settled storms of the market with answered ADL orders."""
     return Exchange().run(STEPS)
 
 
@@ -178,7 +190,7 @@ class TestMarket:
         kinds = Counter((each["settleCurrency"], each["isInverse"]) for each in specifications)
         assert kinds[("USDT", False)] >= 2
         assert kinds[("USDC", False)] >= 1
-        assert kinds[("XBT", True)] == kinds[("ETH", True)] == 1
+        assert (kinds[("XBT", True)], kinds[("ETH", True)]) == (2, 1)
         assert all((each["multiplier"] < 0) == each["isInverse"] and each["status"] == "Open" for each in specifications)
 
     def test_hundreds_of_positions_are_open_on_both_sides(self):
@@ -214,7 +226,7 @@ class TestSettled:
             assert of_symbol["surplus"] > 0.75 * sum(of_symbol.values())
             assert of_symbol["flat"]
 
-    @pytest.mark.parametrize("instrument", CASCADING, ids=lambda instrument: instrument.symbol)
+    @pytest.mark.parametrize("instrument", DRAINED, ids=lambda instrument: instrument.symbol)
     def test_cascades_drain_the_fund_and_it_recovers(self, run, instrument):
         decimals = CURRENCY.decimals.get(instrument.settle, CURRENCY.decimals_default)
         wanted = to_units(Decimal(instrument.cascade.uncovered), decimals)
@@ -229,10 +241,30 @@ class TestSettled:
                 assert fund.outstanding == 0
                 assert fund.balance > 0
 
-    def test_a_cascade_begins_within_half_a_minute(self, run):
-        uncovered = [step for step, settled in enumerate(run.entries) if any(entry.uncovered > 1e8 for entry in settled)]
-        gaps = [after - before for before, after in zip([0, *uncovered], [*uncovered, STEPS], strict=True)]
-        assert max(gaps) * STEP_SECONDS <= 31
+    @pytest.mark.parametrize("instrument", COVERED, ids=lambda instrument: instrument.symbol)
+    def test_other_funds_pay_what_they_have_earned_and_keep_their_savings(self, run, instrument):
+        cascade, symbol = instrument.cascade, instrument.symbol
+        saved = run.funds[cascade.saved][symbol].balance
+        end = last_step(cascade, 1)
+        assert run.funds[end - CASCADE_STEPS][symbol].balance > 1.5 * saved
+        assert run.funds[end][symbol].balance == pytest.approx(saved, rel=0.1)
+        assert all(funds[symbol].outstanding == 0 for funds in run.funds)
+
+    def test_dated_contract_is_settled_and_takes_no_more_events(self, run):
+        (dated,) = (instrument for instrument in INSTRUMENTS if instrument.settles)
+        assert HISTORY_STEPS + STORMY < dated.settles < STEPS
+        fund = run.partition.market(dated.symbol).fund
+        assert fund.closing.at == time_of(dated.settles)
+        assert fund.balance > 0
+        later = [event for events in run.sent[dated.settles + 1 :] for event in events]
+        assert not [event for event in later if getattr(event, "symbol", None) == dated.symbol]
+
+    def test_storms_and_calm_phases_alternate(self, run):
+        uncovered = [step for step, settled in enumerate(run.entries) if any(entry.uncovered for entry in settled)]
+        storms = {step // CYCLE_STEPS for step in uncovered if step % CYCLE_STEPS < STORMY}
+        assert storms == {0, 1, 2}
+        calm = [step for step in uncovered if step % CYCLE_STEPS >= STORMY]
+        assert not calm
 
     def test_a_resumed_run_gives_the_ledger_of_an_undisturbed_run(self, run):
         torn, market, partition = 60, SimulatedMarket(CURRENCY), empty_partition()
@@ -444,6 +476,84 @@ class TestInventory:
         assert "…" not in drawn
 
 
+@pytest.fixture(scope="module")
+def insured():
+    """The insured traders, and their pool after three cycles, settled in memory."""
+    traders, pool = InsuredTraders(SimulatedMarket(CURRENCY)), Pool(PoolRow(POOL), {1: MUTUAL.pools[POOL].rules()})
+    for step in range(3 * CYCLE_STEPS):
+        for event in traders.events(step, time_of(step)):
+            pool.apply(event)
+    return traders, pool, pool.take()
+
+
+class TestInsured:
+    def test_pool_shows_all_stages_of_policies(self, insured):
+        _, pool, batch = insured
+        kinds = Counter(entry.kind for entry in batch.entries)
+        assert {"topUp", "transfer", "covered", "uncovered", "premium", "loss", "issue", "payout"} <= kinds.keys()
+        assert min(kinds[kind] for kind in ("activate", "freeze", "thaw", "complete", "cycle")) > 10
+        states = Counter(policy.state for policy in pool.register.save_policies())
+        assert min(states[state] for state in (State.WAITING, State.ACTIVE, State.FROZEN)) > 10
+
+    def test_events_rise_in_sequence_and_depend_on_no_earlier_ones(self, insured):
+        traders, latest = InsuredTraders(SimulatedMarket(CURRENCY)), 0
+        for step in (0, 3, 240, 480, 12_345):
+            events = list(traders.events(step, 0))
+            assert events == list(insured[0].events(step, 0))
+            for event in events:
+                assert event.seq > latest
+                latest = event.seq
+
+    def test_hours_take_seconds(self):
+        rules = MUTUAL.pools[POOL].rules()
+        assert (rules.waiting_ms, rules.cycle_ms, rules.activity_ms) == (24_000, 24_000, 7 * 24_000)
+
+    def test_trader_of_the_token_is_covered_with_policies_and_has_positions(self, insured):
+        traders, pool, _ = insured
+        account = pool.register.accounts[traders.accounts[0]]
+        assert account.is_covered
+        assert account.live
+        market = SimulatedMarket(CURRENCY)
+        held = [
+            contract.held(traders.accounts[0], side, 999)
+            for contract in market.contracts.values()
+            for side in ("long", "short")
+        ]
+        assert len(list(filter(None, held))) == len(INSTRUMENTS)
+
+
+class TestHistory:
+    def test_history_ends_where_the_demo_begins(self):
+        begun, now = 1_700_000_000_000, 1_700_000_000_100
+        assert times_of(HISTORY_STEPS - 1, begun, now) == (begun - MARKET_STEP_MS, begun - INSURED_STEP_MS)
+        assert times_of(HISTORY_STEPS, begun, now) == times_of(HISTORY_STEPS + 9, begun, now) == (now, now)
+
+    def test_history_is_not_old_for_settlement(self):
+        begun = 1_700_000_000_000
+        assert not is_old(Mark("X", "1", times_of(0, begun, begun).market), begun + 600_000)
+
+
+class TestScreen:
+    @pytest.mark.parametrize(("width", "height", "has_tokens"), [(80, 24, False), (100, 30, True), (160, 45, True)])
+    def test_picture_fills_the_terminal_and_shows_tokens_or_how_to_mint_them(self, width, height, has_tokens):
+        partition = empty_partition()
+        settle(partition, events_of(0))
+        funds = [partition.market(symbol).fund for symbol in SYMBOLS]
+        rows = [
+            FundRow(fund.contract, None, 0, fund.balance, 0, fund.entry, fund.seq, fund.head, None, None, False)
+            for fund in funds
+        ]
+        offered = [Visitor("trader", "a" * 24, "t" * 250), Visitor("risk", "", "r" * 190)]
+        surroundings = Surroundings("http://127.0.0.1:8080", Path("fundsvc.log"), 0.0, offered)
+        console = Console(width=width, height=height, file=io.StringIO())
+        console.print(picture(View([FundView(row, None, []) for row in rows], 0.0, 0, []), surroundings, console))
+        drawn = console.file.getvalue()
+        assert len(drawn.splitlines()) == height
+        assert "http://127.0.0.1:8080/ " in drawn
+        assert ("t" * 250 in drawn.replace("\n", "")) == has_tokens
+        assert (f"fundsvc token --role trader --account {'a' * 24}" in drawn) != has_tokens
+
+
 class TestResuming:
     def test_an_empty_ledger_starts_at_step_0(self):
         assert step_to_resume([]) == step_to_resume([0, 5001]) == 0
@@ -481,6 +591,11 @@ class Demo:
         """Returns the numbers of ledger entries in the output's plain lines."""
         return [int(count) for count in re.findall(r"(\d+) entries:", self.printed())]
 
+    def offered(self):
+        """Returns the address of the page and the tokens that the output offers."""
+        text = self.printed()
+        return re.search(r"open (http://\S+/) ", text)[1], re.findall(r"^token of .*: (\S+)$", text, re.MULTILINE)
+
     def is_running(self):
         return self._process.poll() is None
 
@@ -517,9 +632,37 @@ class Demo:
 
 
 def differences_in_ledger(directory):
-    command = [sys.executable, "-m", "fundsvc", "audit", "--json"]
-    audit = subprocess.run(command, env=environment(directory), check=True, capture_output=True)
-    return json.loads(audit.stdout)["differences"]
+    """Returns the number of differences that the audits of the funds and of the pool find."""
+    found = 0
+    for words in (["audit"], ["mutual", "audit"]):
+        command = [sys.executable, "-m", "fundsvc", *words, "--json"]
+        audit = subprocess.run(command, env=environment(directory), check=True, capture_output=True)
+        found += json.loads(audit.stdout)["differences"]
+    return found
+
+
+async def try_tokens(address, tokens):
+    """Opens the page; the trader's token shows positions and an account of the pool, that of risk reads any account."""
+    trader, risk = tokens
+    account = jwt.decode(trader, options={"verify_signature": False})["account"]
+    async with aiohttp.ClientSession() as client:
+
+        async def read(path, token, **parameters):
+            async with client.get(
+                f"{address}{path}", params=parameters, headers={"Authorization": f"Bearer {token}"}
+            ) as answer:
+                assert answer.status == 200
+                return (await answer.json())["data"]
+
+        async with client.get(address) as page:
+            assert page.content_type == "text/html"
+
+        async def is_shown():
+            positions, insured = await read("api/v1/adl/positions", trader), await read("api/v1/mutual/account", trader)
+            return positions["positions"] and insured["pools"]
+
+        await eventually(is_shown)
+        assert (await read("api/v1/mutual/account", risk, account=account))["account"] == account
 
 
 def alive(processes):
@@ -559,6 +702,7 @@ class TestWhole:
             family = first.remember_family()
             assert len(family) > 2
             first_count = first.counts()[-1]
+            await try_tokens(*first.offered())
             first.signal(signal.SIGINT)
             assert first.end() == 0
         await eventually(lambda: not alive(family))
@@ -605,10 +749,9 @@ class TestWhole:
                 return await connection.fetchrow("SELECT state, round, executed FROM adl_orders WHERE symbol = 'SOLUSDTM'")
 
         with contextlib.closing(Demo(fresh_directory)) as killed:
-            await eventually(lambda: killed.counts() and killed.counts()[-1] > 400, 60)
-            begun = await eventually(first_order, 30)
-            while not begun["executed"]:
-                begun = await first_order()
+            await eventually(lambda: killed.counts() and killed.counts()[-1] > 0, 60)
+            async with connected(dsn) as connection:  # The steps of the history take milliseconds, so the test polls quickly.
+                await eventually(lambda: connection.fetchval("SELECT executed FROM adl_orders WHERE symbol = 'SOLUSDTM'"), 30)
             killed.kill()
         begun = await first_order()
         assert begun["state"] == "open"
@@ -622,6 +765,7 @@ class TestWhole:
             assert (await eventually(is_done, 30))["executed"] > begun["executed"]
             async with connected(dsn) as connection:
                 assert await connection.fetch("SELECT * FROM rejected") == []
+                assert await connection.fetch("SELECT * FROM mutual_rejected") == []
             count = running.counts()[-1]
             await eventually(lambda: running.counts()[-1] > count + 50, 30)
             family = running.remember_family()

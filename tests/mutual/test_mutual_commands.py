@@ -127,6 +127,21 @@ async def test_status_as_json_has_exact_amounts(pools, config):
     assert pool["ratio"] == pytest.approx((60 - 28.697814) / 300)
 
 
+CONFIGURED = "[mutual.pools.USDT]\n[mutual.pools.OTHER]\n"
+
+
+async def test_status_and_config_check_warn_of_a_pool_that_is_not_configured(pools, config, tmp_path):
+    path = tmp_path / "fundsvc.toml"
+    for text, warned in (("[mutual.pools.OTHER]\n", True), (CONFIGURED, False)):
+        path.write_text(text)
+        [pool] = (await fundsvc(config, "mutual", "status", "--json", FUNDSVC_CONFIG=str(path))).result
+        assert any("configure [mutual.pools.USDT]" in one for one in pool["warnings"]) == warned
+        done = await fundsvc(config, "config", "check", "--reachable", FUNDSVC_CONFIG=str(path))
+        assert done.code == 0
+        assert ("warning: mutual.pools.USDT: the ledger has this pool" in done.error) == warned
+        assert "OTHER" not in done.error
+
+
 async def test_account_shows_policies_and_what_to_do(pools, config):
     [anna] = (await fundsvc(config, "mutual", "account", "anna", "--json")).result
     assert (anna["covered"], anna["accumulated"], anna["advice"]) == (True, "31.5", [])

@@ -23,7 +23,7 @@ from fundsvc.mutual.engine.pools import pool_sessions
 from fundsvc.mutual.store.reader import MutualReader
 from fundsvc.mutual.store.state import PoolGaps
 from fundsvc.store.database import open_pool
-from fundsvc.streams.client import server_time_ms
+from fundsvc.streams.client import pool_stream_key, server_time_ms
 from fundsvc.streams.producer import Producer
 from fundsvc.streams.source import Source, id_order
 
@@ -406,6 +406,21 @@ def test_terms_that_can_be_farmed_are_warned_of_at_start(config):
         pool_sessions(with_pools(config, USDT=Terms(cap=1_000_000), USDC=STILL), Metrics())
     ((event, pool),) = [(line["event"], line["pool"]) for line in lines]
     assert (event, pool) == ("terms can be farmed", "USDT")
+
+
+async def test_pool_that_left_the_configuration_is_warned_of(quick, producer, reader):
+    names = [POOL, "USDC"]
+    async with running(with_pools(quick, USDT=STILL, USDC=STILL)):
+        for name in names:
+            (last,) = await send(producer, [TopUp(name, START, 1, "5", "x")], key=pool_stream_key(name))
+            await settled(reader, last, name)
+    with capture_logs() as lines:
+        async with running(with_pools(quick, USDC=STILL)) as engine:
+            await eventually(lambda: engine.count("fundsvc_mutual_not_configured") == 1)
+        assert engine.count("fundsvc_mutual_not_configured") == 0, "the process does not own the partition any more"
+    ((pool, detail),) = [(line["pool"], line["detail"]) for line in lines if line["event"] == "pool not configured"]
+    assert pool == POOL
+    assert "configure [mutual.pools.USDT] with the terms of the ledger" in detail
 
 
 async def test_what_only_the_database_knows_is_shown(quick, producer, client, reader):

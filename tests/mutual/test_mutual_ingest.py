@@ -25,6 +25,7 @@ from fundsvc.mutual.core.terms import Terms
 from fundsvc.mutual.store.reader import MutualReader
 from fundsvc.store.database import open_pool
 from fundsvc.store.reader import Reader
+from fundsvc.store.rejections import list_rejected
 from fundsvc.store.stream_epochs import EpochStore
 from fundsvc.streams.client import open_client, stream_key
 from fundsvc.streams.producer import Producer
@@ -46,6 +47,7 @@ class World:
     def __init__(self, http, client, database, engine):
         self.http = http
         self.client = client
+        self.database = database
         self.reader = MutualReader(database)
         self.engine = engine
 
@@ -129,11 +131,26 @@ async def test_rejected_events_are_predicted_and_kept_in_the_stream_of_their_poo
     assert [one.reason for one in await world.reader.rejected()] == reasons
 
 
-async def test_event_of_an_unknown_pool_is_rejected_and_kept(world):
-    data = await world.data(encode([TopUp("OTHER", TS, 1, "5", "x")]))
-    assert [one["reason"] for one in data["rejected"]] == ["unknown_pool"]
+OF_OTHER_POOLS = [TopUp("OTHER", TS, 1, "5", "x"), Enable("OTHER", TS, 2, "a"), Transfer("", TS, 3, "a", "1", "y")]
+
+
+@pytest.mark.parametrize("kind", [JSON, NDJSON, MSGPACK])
+async def test_events_of_unknown_pools_are_rejected_and_kept_with_that_reason(world, kind):
+    codec = "msgpack" if kind == MSGPACK else "json"
+    body = b"\n".join(map(msgspec.json.encode, OF_OTHER_POOLS)) if kind == NDJSON else encode(OF_OTHER_POOLS, codec)
+    data = await world.data(body, kind)
+    assert [one["reason"] for one in data["rejected"]] == ["unknown_pool"] * 3
     assert await world.client.xlen(stream_key(0)) == 1
-    await eventually(lambda: world.engine.count("fundsvc_rejected_total") == 1)
+    await eventually(lambda: world.engine.count("fundsvc_rejected_total", reason="unknown_pool") == 3)
+    kept = await list_rejected(world.database)
+    assert {(one.reason, one.settled_at) for one in kept} == {("unknown_pool", None)}
+    assert "no pool 'OTHER' is configured" in kept[0].detail
+
+
+async def test_an_event_without_a_pool_is_of_an_unknown_type(world):
+    data = await world.data(msgspec.json.encode([{"type": "deposit"}, {"type": "topUp", "pool": 5}]))
+    assert [one["reason"] for one in data["rejected"]] == ["unknown_type"] * 2
+    await eventually(lambda: world.engine.count("fundsvc_rejected_total", reason="unknown_type") == 2)
 
 
 REFUSED = (

@@ -11,14 +11,14 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from streams import POOL, RULES, STREAMS, events_of, small_rules
+from streams import POOL, RULES, START, STREAMS, events_of, small_rules
 
 from fundsvc.cli.tools.vectors import snake_case
 from fundsvc.core.commitment import NO_SECRETS, LedgerSecret, Secrets
 from fundsvc.core.events import Rejection
 from fundsvc.mutual.codec import decode
 from fundsvc.mutual.core.chain import GENESIS, Kind, link, seal_domain
-from fundsvc.mutual.core.events import TermsChange
+from fundsvc.mutual.core.events import Enable, TermsChange, Trade, Transfer
 from fundsvc.mutual.core.pool import Pool
 from fundsvc.mutual.core.rows import PoolRow, State
 from fundsvc.mutual.core.terms import Terms
@@ -122,16 +122,44 @@ def test_ledgers_that_a_pool_writes_have_no_difference(rules, events):
 
 @given(st.lists(RULES, min_size=2, max_size=4), STREAMS, st.data())
 def test_ledgers_under_changing_terms_have_no_difference(versions, events, data):
-    """An account that cannot pay its whole premium on such a day is excluded: what it owed has no entry."""
     fixed = {name: getattr(versions[0], name) for name in ("decimals", "cycle_ms", "anchor_ms")}
-    versions = [msgspec.structs.replace(rules, min_funding=0, **fixed) for rules in versions]
+    versions = [msgspec.structs.replace(rules, **fixed) for rules in versions]
     events = [event for event, _ in events]
     for version, rules in enumerate(versions[1:], 2):
         place = data.draw(st.integers(0, len(events) - 1))
         events.insert(place, TermsChange(POOL, events[place].ts, version, rules))
-    batch = batch_of(versions[0], events)
-    if not any(row.arrears for row in batch.accounts) and not any(one.kind == "uncovered" for one in batch.entries):
-        assert differences(batch) == []
+    assert differences(batch_of(versions[0], events)) == []
+
+
+def arrears_after_new_terms(profit, transfers, min_funding=10):
+    """Returns a day's ledger: 4 of profit owe nothing under the first terms, then a profit owes more than the balance of 10."""
+    rules = small_rules(premium_tiers=((5, 500_000),), min_funding=min_funding)
+    changed_rules = msgspec.structs.replace(rules, premium_tiers=((0, 500_000),))
+    at = START + 5_000
+    events = [
+        Transfer(POOL, at, 1, "a", "10", "t"),
+        Enable(POOL, at, 2, "a"),
+        Trade(POOL, at, 3, "a", "X", "x", at, "4", "1"),
+        TermsChange(POOL, at, 2, changed_rules),
+        Trade(POOL, at + 1, 4, "a", "X", "y", at, profit, "1"),
+        *(Transfer(POOL, at + 1, seq, "a", amount, "u") for seq, amount in enumerate(transfers, 5)),
+    ]
+    return batch_of(rules, events)
+
+
+@pytest.mark.parametrize("min_funding", [0, 10])
+@pytest.mark.parametrize("transfers", [(), ("1",), ("5",), ("6",), ("7",), ("40",), ("1", "40"), ("3", "2", "1")])
+@pytest.mark.parametrize("profit", ["20", "21", "22", "30"])
+def test_arrears_of_a_day_with_new_terms_are_no_difference(profit, transfers, min_funding):
+    assert differences(arrears_after_new_terms(profit, transfers, min_funding)) == []
+
+
+@pytest.mark.parametrize(("arrears", "found"), [(3, True), (4, False), (7, False), (8, True)])
+def test_arrears_of_such_a_day_beyond_their_bounds_are_found(arrears, found):
+    """It owes 14 if profits of 6 owed nothing before, and 17 if there were none; 10 are paid."""
+    batch = arrears_after_new_terms("30", ())
+    (row,) = batch.accounts
+    assert bool(differences(changed(batch, accounts=[row._replace(arrears=arrears)]))) == found
 
 
 @pytest.mark.parametrize("path", VECTORS, ids=lambda path: path.stem)

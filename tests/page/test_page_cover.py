@@ -34,7 +34,7 @@ def url(service):
 
 
 async def enter(window, token):
-    await window.page.get_by_label("Access token").fill(token)
+    await window.page.get_by_label("Access token").fill(f"{token[:50]}\n{token[50:]} ")  # as copied from a terminal
     await window.page.get_by_role("button", name="Show my cover").click()
 
 

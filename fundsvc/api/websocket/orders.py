@@ -1,6 +1,5 @@
 """/adl/order: the ADL orders of a contract: at first the open ones, then each that begins, advances or ends."""
 
-import asyncio
 from collections import defaultdict
 from collections.abc import Sequence
 from itertools import groupby
@@ -9,7 +8,7 @@ from fundsvc.api.adl_answers.orders import order_answers
 from fundsvc.api.visibility import PUBLIC
 from fundsvc.api.websocket.frames import Frames, concatenate, push
 from fundsvc.api.websocket.subscriber import Subscriber
-from fundsvc.api.websocket.topics import CommandError, listed_key, retry_faults
+from fundsvc.api.websocket.topics import CommandError, Turns, listed_key, retry_faults
 from fundsvc.metrics import Metrics
 from fundsvc.readmodel.ledger_tail import Change, Tail
 from fundsvc.store.adl import AdlReader, OrderRow
@@ -29,16 +28,11 @@ class Orders:
         self._metrics = metrics
         self._subscribers: defaultdict[str, set[Subscriber]] = defaultdict(set)
         self._pending: dict[OrderKey, OrderRow] = {}
-        self._has_pending = asyncio.Event()
-        self._sending = asyncio.Lock()
+        self._turns = Turns(self._send_pending)
 
     async def run(self) -> None:
         """Sends changed orders until cancelled. Retries after faults."""
-        while True:
-            await self._has_pending.wait()
-            self._has_pending.clear()
-            async with self._sending:
-                await self._send_pending()
+        await self._turns.run()
 
     def check(self, part: str, after: int | None) -> None:
         """Raises CommandError if the contract is not listed, or if `after` is given."""
@@ -50,7 +44,7 @@ class Orders:
 
     async def subscribe(self, subscriber: Subscriber, part: str, after: int | None) -> None:  # noqa: ARG002 - see `check`
         """Sends the open orders, and then those that change."""
-        async with self._sending:
+        async with self._turns.lock:
             # The lock delays changes from here on until the open orders are sent.
             self._subscribers[part].add(subscriber)
             key = listed_key(self._tail, part)
@@ -66,7 +60,7 @@ class Orders:
             if any(self._subscribers[name] for name in self._tail.names_of(order.symbol)):
                 self._pending[order.symbol, order.adl] = order
         if self._pending:
-            self._has_pending.set()
+            self._turns.request()
 
     async def _send_pending(self) -> None:
         pending, self._pending = self._pending, {}

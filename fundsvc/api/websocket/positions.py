@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 
 import msgspec
@@ -10,7 +10,7 @@ import msgspec
 from fundsvc.api.adl_answers.positions import PositionAnswer, position_answers, reduction_answer
 from fundsvc.api.websocket.frames import Frames, push
 from fundsvc.api.websocket.subscriber import Subscriber
-from fundsvc.api.websocket.topics import CommandError, retry_faults
+from fundsvc.api.websocket.topics import CommandError, Turns, retry_faults
 from fundsvc.core.events import TIMESTAMP_MAX
 from fundsvc.metrics import Metrics
 from fundsvc.readmodel.adl_books import AdlBooks, NotFollowed
@@ -41,24 +41,18 @@ class Positions:
         self._subscribers: dict[str, dict[Subscriber, Seen]] = defaultdict(dict)
         self._shown: dict[str, dict[PositionKey, PositionAnswer]] = {}
         self._pending: set[OrderKey] = set()
-        self._has_pending = asyncio.Event()
-        self._sending = asyncio.Lock()
+        self._turns = Turns(self._send_reductions)
 
     async def run(self) -> None:
         """Sends reductions until cancelled. Retries after faults."""
-        while True:
-            await self._has_pending.wait()
-            self._has_pending.clear()
-            async with self._sending:
-                pending, self._pending = self._pending, set()
-                await self._send_reductions(pending)
+        await self._turns.run()
 
     async def run_lights(self) -> None:
         """Sends changed lights at the interval at which the books are refreshed, until cancelled."""
         while True:
             await asyncio.sleep(self._seconds)
             for account, subscribers in list(self._subscribers.items()):
-                async with self._sending:
+                async with self._turns.lock:
                     for frame in await self._changed_lights(account):
                         self._send(subscribers, frame)
 
@@ -70,7 +64,7 @@ class Positions:
     async def subscribe(self, subscriber: Subscriber, part: str, after: int | None) -> None:  # noqa: ARG002 - one part
         """Sends all positions, the reductions that changed since the time `after` (ms), and then each change."""
         account = subscriber.account
-        async with self._sending:
+        async with self._turns.lock:
             if not self._subscribers[account]:
                 self._shown[account] = {}
                 await self._changed_lights(account)
@@ -91,7 +85,7 @@ class Positions:
         """Queues changed orders. The database selects those that reduced a subscribed account."""
         if self._subscribers and change.orders:
             self._pending.update((order.symbol, order.adl) for order in change.orders)
-            self._has_pending.set()
+            self._turns.request()
 
     async def _send_missed(self, subscriber: Subscriber, seen: Seen, after: int | None) -> None:
         """Sends reductions that the client may have missed. Without `after`, only records the present state of open orders."""
@@ -101,7 +95,8 @@ class Positions:
             if frame and after is not None and (reduction.updated_at >= since or reduction.row.ts >= after):
                 subscriber.push(frame)
 
-    async def _send_reductions(self, orders: Collection[OrderKey]) -> None:
+    async def _send_reductions(self) -> None:
+        orders, self._pending = self._pending, set()
         for reduction in await retry_faults(lambda: self._ledger.reductions(orders, list(self._subscribers))):
             for subscriber, seen in self._subscribers.get(reduction.account, {}).items():
                 if frame := self._unseen(reduction, seen):

@@ -69,6 +69,30 @@ class LedgerTopic(Topic, Protocol):
         """Sends a change of the ledger to the subscribers, or queues it."""
 
 
+class Turns:
+    """Sends what has changed in turns: changes that come during a turn are sent together in the next one.
+
+    `send` sends all changes that the topic has queued. A topic that holds `lock` delays the next turn.
+    """
+
+    def __init__(self, send: Callable[[], Awaitable[None]]) -> None:
+        self.lock = asyncio.Lock()
+        self._send = send
+        self._is_due = asyncio.Event()
+
+    def request(self) -> None:
+        """Lets the next turn begin."""
+        self._is_due.set()
+
+    async def run(self) -> None:
+        """Takes the requested turns until cancelled."""
+        while True:
+            await self._is_due.wait()
+            self._is_due.clear()
+            async with self.lock:
+                await self._send()
+
+
 class TopicParts(NamedTuple):
     """The topic and the parts that a command names."""
 

@@ -5,8 +5,9 @@ from datetime import UTC, datetime
 
 import msgspec
 
+from fundsvc.config.settings import MutualConfig
 from fundsvc.core.numbers import format_units
-from fundsvc.mutual.core.rows import AccountRow, CycleRow, PolicyRow, State
+from fundsvc.mutual.core.rows import CycleRow, PolicyRow, State
 from fundsvc.mutual.core.standing import standing
 from fundsvc.mutual.core.terms import DAY_MS, PPM, Rules, farming_warning
 from fundsvc.mutual.store.reader import AccountState, Payouts, PoolState
@@ -20,7 +21,7 @@ class PoolStatus(Answer, frozen=True, kw_only=True):
     """A pool. `ratio` is what the last `ratio_cycles` cut-offs released of the face issued in the same time.
 
     `release` is the share of the available balance that a cut-off would release now. `state` is `running`, `halted` or
-    `not owned`.
+    `not owned`. `warnings` are sentences about its terms and its configuration.
     """
 
     pool: str
@@ -38,7 +39,7 @@ class PoolStatus(Answer, frozen=True, kw_only=True):
     unfunded: int
     next_cutoff: int
     terms: int
-    warning: str | None
+    warnings: list[str]
 
 
 class PolicyStatus(Answer, frozen=True, kw_only=True):
@@ -84,9 +85,10 @@ class CycleStatus(Answer, frozen=True, kw_only=True):
     completed: int
 
 
-def pool_status(state: PoolState, payouts: Payouts, unfunded: int) -> PoolStatus:
+def pool_status(state: PoolState, payouts: Payouts, unfunded: int, configured: MutualConfig) -> PoolStatus:
     """Returns the answer for a pool."""
     row, decimals = state.row, state.rules.decimals
+    farming = farming_warning(state.rules)
     return PoolStatus(
         pool=row.pool,
         state="halted" if state.halted else "running" if state.is_owned else "not owned",
@@ -103,7 +105,7 @@ def pool_status(state: PoolState, payouts: Payouts, unfunded: int) -> PoolStatus
         unfunded=unfunded,
         next_cutoff=row.next_cutoff,
         terms=row.terms,
-        warning=farming_warning(state.rules),
+        warnings=[*([farming] if farming else []), *configured.missing([row.pool]).values()],
     )
 
 
@@ -123,7 +125,7 @@ def account_status(state: AccountState) -> AccountStatus:
     return AccountStatus(
         pool=state.pool.row.pool,
         account=account.account,
-        covered=_is_covered(account),
+        covered=account.is_covered,
         advice=list(_advice(state)),
         policies=policies,
         **{name: format_units(amount, rules.decimals) for name, amount in amounts.items()},
@@ -150,10 +152,6 @@ def at_minute(ms: int) -> str:
     return f"{datetime.fromtimestamp(ms / 1000, UTC):%Y-%m-%d %H:%M}" if ms else ""
 
 
-def _is_covered(account: AccountRow) -> bool:
-    return len(account.cover) % 2 == 1
-
-
 def _policy(policy: PolicyRow, state: AccountState) -> PolicyStatus:
     rules = state.pool.rules
     found = standing(policy, state.account.unfit_since, state.pool.row, rules)
@@ -172,8 +170,8 @@ def _advice(state: AccountState) -> Iterator[str]:
     account, rules = state.account, state.pool.rules
     if not account.enabled:
         yield "disabled: enable the account, so that trades opened from then on are insured"
-    missing = max(0, rules.min_funding - account.balance) + account.arrears
-    if missing and not _is_covered(account):
+    missing = account.lacking(rules.min_funding)
+    if missing and not account.is_covered:
         yield f"not funded: transfer {format_units(missing, rules.decimals)} to the insurance account"
     if account.unfit_since and state.live:
         volume, days = format_units(rules.activity_volume, rules.decimals), rules.activity_ms / DAY_MS

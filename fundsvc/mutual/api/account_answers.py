@@ -145,7 +145,7 @@ def insurance_answer(found: AccountState) -> InsuranceAnswer:
         state=_state(found),
         enabled=account.enabled,
         unfunded=account.unfunded,
-        covered_since=account.cover[-1] if _is_covered(account) else None,
+        covered_since=account.cover[-1] if account.is_covered else None,
         balance=format_units(account.balance, decimals),
         arrears=format_units(account.arrears, decimals),
         accumulated=format_units(account.accumulated, decimals),
@@ -215,11 +215,6 @@ def _policy_answer(policy: PolicyRow, found: Standing, pool: PoolState) -> Polic
     )
 
 
-def _is_covered(account: AccountRow) -> bool:
-    """Whether cover has begun and not ended (rule 1)."""
-    return len(account.cover) % 2 == 1
-
-
 def _state(found: AccountState) -> Coverage:
     account = found.account
     if not account.enabled:
@@ -246,14 +241,14 @@ def _activity(account: AccountRow, pool: PoolState) -> ActivityAnswer:
 def _actions(found: AccountState, activity: ActivityAnswer) -> Iterator[ActionAnswer]:
     """Yields what the owner can do, in the order in which to do it."""
     account, rules = found.account, found.pool.rules
-    if not _is_covered(account):
+    if not account.is_covered:
         yield from _to_be_covered(account, rules)
     if found.live and (activity.missing != "0" or not activity.has_traded):
         yield ActionAnswer("trade", activity.missing, activity.at, _trade_text(activity, rules))
 
 
 def _to_be_covered(account: AccountRow, rules: Rules) -> Iterator[ActionAnswer]:
-    lacking = account.arrears + max(0, rules.min_funding - account.balance)
+    lacking = account.lacking(rules.min_funding)
     if lacking:
         amount, arrears = format_units(lacking, rules.decimals), format_units(account.arrears, rules.decimals)
         pays = f"{arrears} of it pays arrears, " if account.arrears else ""

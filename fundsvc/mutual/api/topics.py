@@ -10,7 +10,7 @@ import structlog
 
 from fundsvc.api.websocket.frames import Frames, push
 from fundsvc.api.websocket.subscriber import Subscriber
-from fundsvc.api.websocket.topics import SHOWN_LENGTH_MAX, CommandError, Topic, retry_faults
+from fundsvc.api.websocket.topics import SHOWN_LENGTH_MAX, CommandError, Topic, Turns, retry_faults
 from fundsvc.concurrency.background import keep_running
 from fundsvc.metrics import Metrics
 from fundsvc.mutual.api.accounts import ACCOUNT, InsuredResources
@@ -82,18 +82,11 @@ class AccountTopic:
         self._metrics = metrics
         self._subscribers: defaultdict[str, set[Subscriber]] = defaultdict(set)
         self._pending: dict[str, datetime | None] = {}
-        self._has_pending = asyncio.Event()
-        self._sending = asyncio.Lock()
+        self._turns = Turns(self._send_pending)
 
     async def run(self) -> None:
         """Sends changed accounts until cancelled. Retries after faults."""
-        while True:
-            await self._has_pending.wait()
-            self._has_pending.clear()
-            async with self._sending:
-                pending, self._pending = self._pending, {}
-                for account in {name for pool, since in pending.items() for name in await self._changed(pool, since)}:
-                    await self._send(account, self._subscribers.get(account, ()))
+        await self._turns.run()
 
     def check(self, part: str, after: int | None) -> None:  # noqa: ARG002 - the topic has one part
         """Raises CommandError if `after` is given."""
@@ -104,7 +97,7 @@ class AccountTopic:
 
     async def subscribe(self, subscriber: Subscriber, part: str, after: int | None) -> None:  # noqa: ARG002 - one part
         """Sends the present account, and then each change."""
-        async with self._sending:
+        async with self._turns.lock:
             # The lock delays changes from here on until the present account is sent.
             self._subscribers[subscriber.account].add(subscriber)
             await self._send(subscriber.account, [subscriber])
@@ -124,7 +117,12 @@ class AccountTopic:
             since = _commit_before(before.get(name), view)
             known = self._pending.get(name, since)
             self._pending[name] = min(since, known) if since and known else None
-        self._has_pending.set()
+        self._turns.request()
+
+    async def _send_pending(self) -> None:
+        pending, self._pending = self._pending, {}
+        for account in {name for pool, since in pending.items() for name in await self._changed(pool, since)}:
+            await self._send(account, self._subscribers.get(account, ()))
 
     async def _changed(self, pool: str, since: datetime | None) -> Collection[str]:
         """Returns the subscribed accounts that changed in a pool since a commit; None means all."""

@@ -73,6 +73,15 @@ class AccountRow(NamedTuple):
     activity: tuple[int, ...]
     unfit_since: int
 
+    @property
+    def is_covered(self) -> bool:
+        """Whether cover has begun and not ended (rule 1)."""
+        return len(self.cover) % 2 == 1
+
+    def lacking(self, min_funding: int) -> int:
+        """Returns what a transfer must bring before the account can be covered: arrears, and the rest of `min_funding`."""
+        return self.arrears + max(0, min_funding - self.balance)
+
 
 class PolicyRow(NamedTuple):
     """The state of a policy. Money is in atoms, times are in ms.

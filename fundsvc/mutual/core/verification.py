@@ -7,7 +7,7 @@ that a cut-off expires, distributes and completes. They stay due until they come
 Entries do not contain uninsured trades, a `disable` without cover, and when a trade was opened. So a freeze, a thaw and an
 activation are taken as given, as far as cover, waiting time and the other policies of the account permit them; what they move
 is recomputed. Profits that owed nothing have no entry either. So premiums of a UTC day in which the terms change are checked
-against bounds; that of an account whose balance is too small is taken to be the most that is possible.
+against bounds. What such a premium left as arrears is in doubt until a later entry or the stored account shows it.
 """
 
 from bisect import bisect_left
@@ -51,6 +51,16 @@ class Version(NamedTuple):
     entry: int
 
 
+class Doubt(NamedTuple):
+    """Arrears that the entries leave open: the least that they can be, and whether the account is unfunded in any case.
+
+    The account has the most that they can be. Its balance is 0.
+    """
+
+    least: int
+    unfunded: bool
+
+
 class Recomputed(NamedTuple):
     """The cut-offs of the entries followed, and the last states of the policies that they ended."""
 
@@ -81,6 +91,8 @@ class Replay(Pool):
         self._funded = ""
         self._touched: set[str] = set()
         self._day, self._day_terms = 0, 1
+        self._doubts: dict[str, Doubt] = {}
+        self._unresolved: Account | None = None
         self._begin_with: dict[str, Callable[[Entry], None]] = {
             "transfer": self._follow_transfer,
             "topUp": self._follow_top_up,
@@ -126,6 +138,7 @@ class Replay(Pool):
     def steps_of(self, entry: Entry, digest: bytes) -> Iterator[None]:
         """Checks one entry, with a pause after each few milliseconds of work. Take all steps before the next entry."""
         self._subject = f"{self.name} entry {entry.entry}"
+        self._resolve(entry)
         self._check_number(entry)
         if not self._due:
             yield from self._begin(entry)
@@ -150,6 +163,7 @@ class Replay(Pool):
     def compare_pool(self, row: PoolRow) -> None:
         """Compares the stored state of the pool with that after all entries."""
         self._subject = self.name
+        self._resolve(None)
         for missing in self._due:
             self._differ(f"{_shown(missing)} is missing after the last entry")
         if self._step:
@@ -189,7 +203,9 @@ class Replay(Pool):
     def compare_account(self, row: AccountRow) -> None:
         """Compares a stored account with its state after the entries followed."""
         self._subject = f"{self.name} account {row.account}"
+        self._resolve(None)
         account = self.register.accounts.get(row.account) or Account(0, row.account)
+        self._accept(row, account)
         wanted = account.row()
         for name in DERIVED:
             self._expect(name, getattr(row, name), getattr(wanted, name))
@@ -222,8 +238,11 @@ class Replay(Pool):
         is_cover = entry.kind == "covered" and entry.account == funded != "" and entry.seq == self._last.seq
         (self._check_step if entry.kind in STEPS else self._check_event)(entry, is_next=is_cover)
         ledger.entry, ledger.time, ledger.seq = entry.entry - 1, min(entry.ts, TIMESTAMP_MAX), entry.seq
+        if entry.kind == "covered":
+            self._clear(entry.account)
         try:
             if is_cover:
+                self.register.accounts[entry.account].unfunded = False
                 self._turn_cover(self.register.accounts[entry.account])
             elif entry.kind == "covered":
                 self._enable(Enable(self.name, entry.ts, entry.seq, entry.account))
@@ -236,9 +255,13 @@ class Replay(Pool):
         account = self.register.accounts.get(entry.account)
         if account:
             account.enabled = account.is_covered  # A disable without cover has no entry, so an enable may follow.
-        self._due.extend(ledger.draft.entries)
-        ledger.draft.entries.clear()
-        ledger.draft.hashes.clear()
+        self._take_due()
+
+    def _take_due(self) -> None:
+        draft = self.ledger.draft
+        self._due.extend(draft.entries)
+        draft.entries.clear()
+        draft.hashes.clear()
 
     def _compare_due(self, entry: Entry) -> None:
         """Compares an entry with the next one that is required."""
@@ -332,12 +355,12 @@ class Replay(Pool):
         before = account.profits_of(self._day)
         if entry.profits <= before:
             self._differ(f"profits of the day are {entry.profits}, they were {before} before")
-        owed = self._owed(before, entry.profits)
-        least = self._owed(self._most_profits(before, entry.profits - 1), entry.profits)
-        if entry.amount < account.balance and least <= entry.amount < owed:
-            owed = entry.amount
+        most = self._owed(before, entry.profits)
+        least = max(1, self._owed(self._most_profits(before, entry.profits - 1), entry.profits))
+        if entry.amount < account.balance and least <= entry.amount < most:
+            most = least = entry.amount
         account.day, account.profits = self._day, entry.profits
-        self._owe(account, owed)
+        self._owe_between(account, least, most)
 
     def _follow_cancel(self, entry: Entry) -> None:
         if self._place_of(entry.policy) is None:
@@ -385,6 +408,85 @@ class Replay(Pool):
         if State.ACTIVE in states and (State.FROZEN in states or not account.is_covered):
             reason = "others are frozen" if account.is_covered else "it is not covered"
             self._differ(f"the account {name} has active policies, but {reason}")
+
+    # Arrears in doubt.
+
+    def _owe_between(self, account: Account, least: int, most: int) -> None:
+        """Takes a premium of which the entries give only bounds: the most, with a doubt about the arrears that it leaves."""
+        known = self._doubts.get(account.name) or Doubt(account.arrears, account.unfunded)
+        least_arrears = known.least + max(0, least - account.balance)
+        doubt = Doubt(least_arrears, unfunded=known.unfunded or least_arrears > 0)
+        was_covered = account.is_covered
+        self._owe(account, most)
+        self._note_doubt(account, doubt)
+        if was_covered and not doubt.least and account.arrears:
+            self._unresolved = account
+
+    def _note_doubt(self, account: Account, doubt: Doubt) -> None:
+        if doubt.least < account.arrears:
+            self._doubts[account.name] = doubt
+        else:
+            self._doubts.pop(account.name, None)
+
+    def _pay_arrears(self, account: Account) -> None:
+        if account.name in self._doubts:
+            self._unresolved = account
+        else:
+            super()._pay_arrears(account)
+
+    def _resolve(self, entry: Entry | None) -> None:
+        """Lets the entry after a premium or a transfer show what arrears the account had; None if there is no such entry."""
+        account = self._unresolved
+        if account is None:
+            return
+        self._unresolved = None
+        follows = entry if entry and (entry.account, entry.seq) == (account.name, self._last.seq) else None
+        if self._due:
+            self._resolve_cover(account, follows)
+        else:
+            self._resolve_payment(account, follows)
+
+    def _resolve_cover(self, account: Account, follows: Entry | None) -> None:
+        """The cover of an account ended with a premium if that left arrears."""
+        if follows and follows.kind == "uncovered":
+            self._note_doubt(account, Doubt(1, unfunded=True))
+            return
+        self._due.clear()
+        self.ledger.entry -= 1
+        self._clear(account.name)
+        account.turn_cover(self.ledger.time)
+        account.enabled = True
+
+    def _resolve_payment(self, account: Account, follows: Entry | None) -> None:
+        """A transfer pays arrears: all of them, or all that it brought."""
+        doubt, balance, was_unfunded = self._doubts.pop(account.name), account.balance, account.unfunded
+        paid = follows.amount if follows and follows.kind == "premium" and not follows.profits else 0
+        if paid < balance:
+            account.arrears = min(account.arrears, max(doubt.least, paid))
+            account.unfunded = account.arrears > 0 or doubt.unfunded
+        super()._pay_arrears(account)
+        least, has_minimum = max(0, doubt.least - balance), account.balance >= self.rules.min_funding
+        self._note_doubt(account, Doubt(least, unfunded=least > 0 or not has_minimum))
+        self._fund(account)
+        if was_unfunded and (not account.unfunded or (has_minimum and not least)):
+            self._funded = account.name
+        self._take_due()
+
+    def _clear(self, name: str) -> None:
+        """An account that may be without arrears has none."""
+        doubt = self._doubts.get(name)
+        if doubt and not doubt.least:
+            account = self.register.accounts[name]
+            account.arrears, account.unfunded = 0, doubt.unfunded
+            del self._doubts[name]
+
+    def _accept(self, row: AccountRow, account: Account) -> None:
+        """Takes the stored arrears of an account if they are possible."""
+        doubt = self._doubts.get(account.name)
+        if doubt and doubt.least <= row.arrears <= account.arrears:
+            account.arrears = row.arrears
+            account.unfunded = bool(row.arrears) or doubt.unfunded
+            del self._doubts[account.name]
 
     # Values.
 

@@ -12,6 +12,7 @@ from fundsvc.metrics import Metrics
 from fundsvc.mutual.engine.audit import PoolAuditor
 from fundsvc.mutual.engine.session import PoolSession
 from fundsvc.mutual.engine.terms_proposals import TermsProposals
+from fundsvc.mutual.engine.unconfigured import UnconfiguredPools
 
 log = structlog.get_logger()
 
@@ -26,6 +27,7 @@ def pool_sessions(config: Config, metrics: Metrics) -> Companions:
         homes = {name: partition_of(name, config.stream.partitions) for name in config.mutual.pools}
         here = [name for name, home in homes.items() if home == ownership.partition]
         settling = [PoolSession(config, metrics, ownership, name, proposals) for name in here]
-        return [*settling, *(PoolAuditor(config, metrics.mutual, ownership, name, pace) for name in here)]
+        auditing = [PoolAuditor(config, metrics.mutual, ownership, name, pace) for name in here]
+        return [*settling, *auditing, UnconfiguredPools(config, metrics.mutual, ownership)]
 
     return sessions
