@@ -3,11 +3,13 @@
 from collections import defaultdict
 from collections.abc import Collection
 from functools import partial
+from typing import ClassVar
 
+from fundsvc.api.answers import FundAnswer
 from fundsvc.api.fund_cache import FundCache
 from fundsvc.api.websocket.frames import Frames, push
 from fundsvc.api.websocket.subscriber import Subscriber
-from fundsvc.api.websocket.topics import CommandError, listed_key, retry_faults
+from fundsvc.api.websocket.topics import CommandError, Pushes, listed_key, retry_faults
 from fundsvc.metrics import Metrics
 from fundsvc.readmodel.ledger_tail import Change, Tail
 
@@ -21,6 +23,7 @@ class Balances:
     path = "/insuranceFund/balance"
     suffix = ":{symbol,...} or :all"
     private = False
+    pushes: ClassVar[Pushes] = {"balance.change": FundAnswer}
 
     def __init__(self, tail: Tail, funds: FundCache, metrics: Metrics) -> None:
         self._tail = tail

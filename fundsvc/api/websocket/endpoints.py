@@ -76,9 +76,10 @@ class BulletAnswer(Answer, frozen=True):
 
 
 class WebSocketEndpoints:
-    """Issues connection tokens and serves the connections."""
+    """Issues connection tokens and serves the connections. `topics` are those to which clients can subscribe."""
 
     def __init__(self, config: Config, topics: Mapping[str, Topic], metrics: Metrics) -> None:
+        self.topics = tuple(topics.values())
         self._config = config
         self._topics = topics
         self._metrics = metrics

@@ -4,12 +4,13 @@ import asyncio
 from collections import defaultdict
 from collections.abc import Sequence
 from itertools import groupby
+from typing import ClassVar
 
-from fundsvc.api.adl_answers.orders import order_answers
+from fundsvc.api.adl_answers.orders import OrderAnswer, order_answers
 from fundsvc.api.visibility import PUBLIC
 from fundsvc.api.websocket.frames import Frames, concatenate, push
 from fundsvc.api.websocket.subscriber import Subscriber
-from fundsvc.api.websocket.topics import CommandError, listed_key, retry_faults
+from fundsvc.api.websocket.topics import CommandError, Pushes, listed_key, retry_faults
 from fundsvc.metrics import Metrics
 from fundsvc.readmodel.ledger_tail import Change, Tail
 from fundsvc.store.adl import AdlReader, OrderRow
@@ -22,6 +23,7 @@ class Orders:
     path = "/adl/order"
     suffix = ":{symbol,...}"
     private = False
+    pushes: ClassVar[Pushes] = {"order.change": OrderAnswer}
 
     def __init__(self, tail: Tail, ledger: AdlReader, metrics: Metrics) -> None:
         self._tail = tail

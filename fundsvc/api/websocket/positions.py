@@ -4,13 +4,14 @@ import asyncio
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator
 from datetime import UTC, datetime
+from typing import ClassVar
 
 import msgspec
 
-from fundsvc.api.adl_answers.positions import PositionAnswer, position_answers, reduction_answer
+from fundsvc.api.adl_answers.positions import PositionAnswer, ReductionAnswer, position_answers, reduction_answer
 from fundsvc.api.websocket.frames import Frames, push
 from fundsvc.api.websocket.subscriber import Subscriber
-from fundsvc.api.websocket.topics import CommandError, retry_faults
+from fundsvc.api.websocket.topics import CommandError, Pushes, retry_faults
 from fundsvc.core.events import TIMESTAMP_MAX
 from fundsvc.metrics import Metrics
 from fundsvc.readmodel.adl_books import AdlBooks, NotFollowed
@@ -31,6 +32,7 @@ class Positions:
     path = "/adl/position"
     suffix = ""
     private = True
+    pushes: ClassVar[Pushes] = {"position.lights": PositionAnswer, "position.deleveraged": ReductionAnswer}
 
     def __init__(self, tail: Tail, ledger: AdlReader, books: AdlBooks, metrics: Metrics, seconds: float) -> None:
         self._tail = tail
