@@ -1,8 +1,10 @@
-"""Reads announced ADL rounds, each once."""
+"""Reads announced ADL rounds, each once: from the streams, or over HTTP alone."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable
 
+from fundsvc.client.api import Api
+from fundsvc.client.topics import followed
 from fundsvc.streams.announcements import Announcements
 from fundsvc.streams.client import StreamClient, StreamFault
 from fundsvc.wire.rounds import Announcement
@@ -37,6 +39,14 @@ async def announced_rounds(stream: StreamClient, partitions: Iterable[int]) -> A
             await asyncio.sleep(RETRY_SECONDS)
         if is_idle:
             await asyncio.sleep(PAUSE_SECONDS)
+
+
+async def instructed_rounds(api: Api) -> AsyncIterator[Announcement]:
+    """Yields the rounds of all contracts from the topic of engines, each once; needs no stream. Post the answers to the API."""
+    known: dict[Key, None] = {}
+    async for announced in followed(api, "/adl/instruction", Announcement, scope="private"):
+        if _remember(known, announced):
+            yield announced
 
 
 def _remember(known: dict[Key, None], announced: Announcement) -> bool:

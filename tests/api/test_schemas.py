@@ -154,7 +154,7 @@ async def test_all_messages_match_the_asyncapi_document(service, config):
         validators[key].validate(message)
         seen.add(key)
 
-    async with api.connected(signed("trader", account=ANNA)) as client:
+    async with api.connected(signed("trader", account=ANNA)) as client, api.connected(signed("engine")) as engine:
         seen.add("Welcome")
         for topic in (
             f"{BALANCE}:{SYMBOL}",
@@ -165,10 +165,12 @@ async def test_all_messages_match_the_asyncapi_document(service, config):
             "/mutual/account",
         ):
             await client.send(id=1, type="subscribe", topic=topic, response=True)
+        await engine.subscribe("/adl/instruction")
         await client.send(id=1, type="ping")
         await client.send(id=1, type="subscribe", topic="/none")
         await service.append(shortfall(1), executed(2, 1, ANNA, 40), mark(39010))
         expected = {name for name in validators if "." in name} | {"Welcome", "Ack", "Pong", "CommandFailure"}
+        check(await engine.next())
         deadline = time.monotonic() + 20
         while seen != expected:
             assert time.monotonic() < deadline, expected - seen

@@ -17,6 +17,7 @@ from fundsvc.api.answers import FundAnswer
 from fundsvc.client import topics
 from fundsvc.client.api import ApiError, Unavailable, open_api
 from fundsvc.client.producer import producing
+from fundsvc.client.rounds import instructed_rounds
 from fundsvc.streams.client import open_client, stream_key
 
 
@@ -102,6 +103,18 @@ async def test_rounds_are_yielded_once_and_acknowledged_when_the_next_is_request
         waiting = asyncio.create_task(anext(rounds))
         await eventually(lambda: acknowledged(service))
         waiting.cancel()
+
+
+async def test_rounds_arrive_over_http_alone(config):
+    async with service_of(config) as service, connected(config, sub="engine") as api:
+        await api.post([*BEGINNING, shortfall(1)])
+        rounds = instructed_rounds(api)
+        first = await anext(rounds)
+        answer = await api.post([executed(2, 1, first.allocations[0].account, 5), ended(3, 1)])
+        assert (answer.accepted, answer.rejected) == (2, [])
+        second = await anext(rounds)
+        assert [(each.adl, each.round, each.lots) for each in (first, second)] == [(1, 1, 100), (1, 2, 95)]
+        assert await service.reasons() == []
 
 
 async def announced_again(service):

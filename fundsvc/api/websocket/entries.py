@@ -9,6 +9,7 @@ from typing import ClassVar
 from aiohttp import WSCloseCode
 
 from fundsvc.api.answers import EntryAnswer, entry_answer
+from fundsvc.api.http.access import PUBLIC, Roles
 from fundsvc.api.websocket.frames import Frames, concatenate, push
 from fundsvc.api.websocket.subscriber import Subscriber
 from fundsvc.api.websocket.topics import Pushes, listed_key
@@ -29,7 +30,7 @@ class Entries:
 
     path = "/insuranceFund/entry"
     suffix = ":{symbol,...}"
-    private = False
+    roles: Roles = PUBLIC
     pushes: ClassVar[Pushes] = {"entry": EntryAnswer}
 
     def __init__(self, tail: Tail, reader: Reader, metrics: Metrics) -> None:

@@ -7,7 +7,8 @@ from itertools import groupby
 from typing import ClassVar
 
 from fundsvc.api.adl_answers.orders import OrderAnswer, order_answers
-from fundsvc.api.visibility import PUBLIC
+from fundsvc.api.http.access import PUBLIC, Roles
+from fundsvc.api.visibility import PUBLIC as EVERYBODY
 from fundsvc.api.websocket.frames import Frames, concatenate, push
 from fundsvc.api.websocket.subscriber import Subscriber
 from fundsvc.api.websocket.topics import CommandError, Pushes, listed_key, retry_faults
@@ -22,7 +23,7 @@ class Orders:
 
     path = "/adl/order"
     suffix = ":{symbol,...}"
-    private = False
+    roles: Roles = PUBLIC
     pushes: ClassVar[Pushes] = {"order.change": OrderAnswer}
 
     def __init__(self, tail: Tail, ledger: AdlReader, metrics: Metrics) -> None:
@@ -87,5 +88,5 @@ class Orders:
     async def _frames(self, name: str, key: str, rows: Sequence[OrderRow]) -> Frames:
         """Reads the rounds of the orders and encodes them. Retries after faults."""
         topic, contract = f"{self.path}:{name}", self._tail.contracts[key]
-        answers = await retry_faults(lambda: order_answers(self._ledger, rows, contract, PUBLIC)) if rows else []
+        answers = await retry_faults(lambda: order_answers(self._ledger, rows, contract, EVERYBODY)) if rows else []
         return concatenate(push(topic, "order.change", answer) for answer in answers)

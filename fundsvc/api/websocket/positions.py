@@ -9,6 +9,7 @@ from typing import ClassVar
 import msgspec
 
 from fundsvc.api.adl_answers.positions import PositionAnswer, ReductionAnswer, position_answers, reduction_answer
+from fundsvc.api.http.access import TRADERS, Roles
 from fundsvc.api.websocket.frames import Frames, push
 from fundsvc.api.websocket.subscriber import Subscriber
 from fundsvc.api.websocket.topics import CommandError, Pushes, retry_faults
@@ -31,7 +32,7 @@ class Positions:
 
     path = "/adl/position"
     suffix = ""
-    private = True
+    roles: Roles = TRADERS
     pushes: ClassVar[Pushes] = {"position.lights": PositionAnswer, "position.deleveraged": ReductionAnswer}
 
     def __init__(self, tail: Tail, ledger: AdlReader, books: AdlBooks, metrics: Metrics, seconds: float) -> None:

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, Protocol, TypeVar
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from fundsvc.api.http.access import Roles
 from fundsvc.api.http.big_integers import Numbers
 from fundsvc.api.http.parameters import Entry
 from fundsvc.api.websocket.frames import Id
@@ -48,13 +49,13 @@ class Command(msgspec.Struct, rename="camel"):
 class Topic(Protocol):
     """A topic. Its parts are public names of contracts, `all`, or "" for a topic without parts; `suffix` shows their syntax.
 
-    `pushes` are its pushes. A client has at most one subscription of each part. Each `subscribe` that began is followed by an
-    `unsubscribe`.
+    `roles` are those that may subscribe, none for a public topic; `pushes` are its pushes. A client has at most one
+    subscription of each part. Each `subscribe` that began is followed by an `unsubscribe`.
     """
 
     path: str
     suffix: str
-    private: bool
+    roles: Roles
     pushes: ClassVar[Pushes]
 
     def check(self, part: str, after: int | None) -> None:

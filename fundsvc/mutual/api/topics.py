@@ -9,6 +9,7 @@ from typing import ClassVar
 
 import structlog
 
+from fundsvc.api.http.access import PUBLIC, TRADERS, Roles
 from fundsvc.api.websocket.frames import Frames, push
 from fundsvc.api.websocket.subscriber import Subscriber
 from fundsvc.api.websocket.topics import SHOWN_LENGTH_MAX, CommandError, Pushes, Topic, retry_faults
@@ -32,7 +33,7 @@ class PoolTopic:
 
     path = "/mutual/pool"
     suffix = ":{pool,...} or :all"
-    private = False
+    roles: Roles = PUBLIC
     pushes: ClassVar[Pushes] = {"pool.change": PoolAnswer}
 
     def __init__(self, pools: Pools, metrics: Metrics) -> None:
@@ -77,7 +78,7 @@ class AccountTopic:
 
     path = "/mutual/account"
     suffix = ""
-    private = True
+    roles: Roles = TRADERS
     pushes: ClassVar[Pushes] = {"account.change": AccountAnswer}
 
     def __init__(self, insured: InsuredResources, reader: MutualReader, metrics: Metrics) -> None:
