@@ -135,8 +135,9 @@ class _Schemas:
 
     def __init__(self, media: Iterable[Media]) -> None:
         kinds = tuple(dict.fromkeys(variant for one in media for variant in _variants(one.kind)))
-        found, self.components = msgspec.json.schema_components((Failure, *kinds), ref_template=_COMPONENT)
-        self._of = dict(zip(kinds, found[1:], strict=True))
+        found, components = msgspec.json.schema_components((Failure, *kinds), ref_template=_COMPONENT)
+        self.components: dict[str, Schema] = _without_item_flags(components)
+        self._of = dict(zip(kinds, _without_item_flags(list(found[1:])), strict=True))
 
     def allow_strings(self, answers: Iterable[Media]) -> None:
         """Permits strings for the integers of these answers and their components, for `numbers=string`."""
@@ -160,6 +161,17 @@ class _Schemas:
             if name not in known:
                 known = self._referred(self.components[name], known | {name})
         return known
+
+
+def _without_item_flags(schema: Any) -> Any:
+    """Removes `items: false` from arrays of a fixed length. `maxItems` says the same, and generators cannot read the flag."""
+    match schema:
+        case dict():
+            return {name: _without_item_flags(part) for name, part in schema.items() if not (name == "items" and part is False)}
+        case list():
+            return [_without_item_flags(part) for part in schema]
+        case _:
+            return schema
 
 
 def _with_strings(schema: Any) -> Any:
