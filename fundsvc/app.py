@@ -5,7 +5,7 @@ import gc
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Sequence
 from contextlib import asynccontextmanager
 
 import msgspec
@@ -14,9 +14,11 @@ import structlog
 from fundsvc import __version__
 from fundsvc.api.adl import AdlResources
 from fundsvc.api.contracts import ContractResources
+from fundsvc.api.docs.asyncapi import asyncapi_endpoint
 from fundsvc.api.docs.handbook import Handbook
 from fundsvc.api.docs.openapi import openapi_endpoint
 from fundsvc.api.docs.reference import ApiReference
+from fundsvc.api.docs.schemas import SchemaFiles
 from fundsvc.api.exports import Exports
 from fundsvc.api.fund_cache import FundCache
 from fundsvc.api.funds import FundResources
@@ -34,6 +36,7 @@ from fundsvc.api.targets import TargetResources
 from fundsvc.api.valuation_inputs import Appraiser, appraising
 from fundsvc.api.venues import venue_endpoints
 from fundsvc.api.websocket.endpoints import websocket_endpoints
+from fundsvc.api.websocket.topics import Topic
 from fundsvc.config.settings import Config, HttpConfig
 from fundsvc.core.contracts import partition_of
 from fundsvc.core.policy import Policy
@@ -279,7 +282,7 @@ async def _serving(
             routes = (*contracts.routes, ingest.endpoint, *of_funds, *adl.routes, *of_mutual)
             table = endpoints((*operations, *routes, *websocket.endpoints, *venues))
             middleware = Middleware(metrics, access_control)
-            documents = await asyncio.to_thread(document_endpoints, table, config.http.public_url)
+            documents = await asyncio.to_thread(document_endpoints, table, websocket.topics, config.http.public_url)
             app = make_app(middleware, (*table, websocket.socket, *documents))
             app.on_shutdown.append(websocket.close_connections)
             tls = tls_context(config.http.certificate, config.http.certificate_key)
@@ -292,12 +295,13 @@ async def _serving(
                 yield url
 
 
-def document_endpoints(table: Sequence[Endpoint], public_url: str) -> tuple[Endpoint, ...]:
-    """Returns the endpoints of the page and of all documentation; `table` is documented.
+def document_endpoints(table: Sequence[Endpoint], topics: Collection[Topic], public_url: str) -> tuple[Endpoint, ...]:
+    """Returns the endpoints of the page and of all documentation; `table` and `topics` are documented.
 
     Takes a tenth of a second, most of it to render the handbook. So call it in a thread.
     """
-    return (openapi_endpoint(table), *ApiReference().endpoints, *Handbook().endpoints, *WebPage(public_url).endpoints)
+    described = (openapi_endpoint(table), asyncapi_endpoint(topics), *SchemaFiles().endpoints)
+    return (*described, *ApiReference().endpoints, *Handbook().endpoints, *WebPage(public_url).endpoints)
 
 
 @asynccontextmanager

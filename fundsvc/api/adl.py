@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 from msgspec import UNSET
 
+from fundsvc.api.adl_answers.instructions import InstructedOrderAnswer, instructed_order_answer
 from fundsvc.api.adl_answers.orders import ALLOCATIONS_MAX, AllocationAnswer, OrderAnswer, allocation_answer, order_answers
 from fundsvc.api.adl_answers.positions import (
     NumberedReductionAnswer,
@@ -27,7 +28,7 @@ from fundsvc.api.adl_answers.preview import (
 )
 from fundsvc.api.adl_answers.queue import QueueAnswer, queue_answer
 from fundsvc.api.answers import Page
-from fundsvc.api.http.access import ACCOUNT_READERS
+from fundsvc.api.http.access import ACCOUNT_READERS, Roles
 from fundsvc.api.http.application import Route, find_contract
 from fundsvc.api.http.errors import BadParameter, NotFound
 from fundsvc.api.http.parameters import (
@@ -51,6 +52,9 @@ from fundsvc.readmodel.adl_books import AdlBooks, BookView
 from fundsvc.readmodel.ledger_tail import Tail
 from fundsvc.store.adl import AdlReader
 from fundsvc.store.reader import Reader
+
+EXECUTORS: Roles = frozenset({"engine", "risk"})
+"""The roles that see which accounts an order reduces."""
 
 REDUCTIONS_MAX = 100
 """The latest reductions of an account that `positions` shows."""
@@ -94,6 +98,7 @@ class AdlResources:
             Route("/api/v1/adl/positions", AccountQuery, self.positions, roles=ACCOUNT_READERS),
             Route("/api/v1/adl/deleveraged", DeleveragedQuery, self.deleveraged, roles=ACCOUNT_READERS),
             Route("/api/v1/adl/{symbol}/orders", OrdersQuery, self.orders, token_optional=True),
+            Route("/api/v1/adl/{symbol}/orders/{adl}", Query, self.order, roles=EXECUTORS),
             Route("/api/v1/adl/{symbol}/orders/{adl}/rounds/{round}", RoundQuery, self.round, token_optional=True),
             Route("/api/v1/adl/{symbol}/queue", Query, self.queue, token_optional=True),
             Route(
@@ -120,6 +125,14 @@ class AdlResources:
         shown = orders[: query.max_count]
         answers = await order_answers(self._ledger, shown, contract, visibility_of(caller))
         return Page(data_list=answers, has_more=len(orders) > len(shown), as_of=as_of)
+
+    async def order(self, _query: Query, symbol: str, adl: str, caller: Caller) -> InstructedOrderAnswer:  # noqa: ARG002
+        """An ADL order with its accounts, and its open round as announced."""
+        found, number = await find_contract(self._reader, symbol), _number(adl)
+        orders = await self._ledger.orders(found.contract.symbol, count=1, offset=number - 1, forward=True)
+        if not orders or orders[0].adl != number:
+            raise NotFound(f"{symbol} has no ADL order {number}")
+        return await instructed_order_answer(self._ledger, orders[0], found.contract, found.partition)
 
     async def round(
         self,

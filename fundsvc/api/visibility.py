@@ -14,10 +14,11 @@ _ROUGH = Context(prec=2, rounding=ROUND_HALF_UP)
 
 
 class Visibility(NamedTuple):
-    """Exact visibility of all accounts, or of one account; "" is none."""
+    """Exact visibility of all accounts, or of one account; "" is none. `names` is whether answers name the accounts."""
 
     all_accounts: bool = False
     account: str = ""
+    names: bool = False
 
     def is_exact(self, account: str) -> bool:
         """Returns whether positions of an account are shown exactly."""
@@ -29,6 +30,9 @@ PUBLIC = Visibility()
 
 OPERATOR = Visibility(all_accounts=True)
 """The visibility of risk and of the command line."""
+
+EXECUTOR = Visibility(all_accounts=True, names=True)
+"""The visibility of what executes an order."""
 
 
 def visibility_of(caller: Caller | None) -> Visibility:

@@ -14,16 +14,41 @@ from fundsvc.core.generations import KEY_LENGTH_MAX
 from fundsvc.core.policy import Policy
 
 LedgerKey = Annotated[str, msgspec.Meta(min_length=1, max_length=KEY_LENGTH_MAX)]
-Symbol = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
+Symbol = Annotated[str, msgspec.Meta(min_length=1, max_length=64, description="The symbol of the contract.")]
 Identifier = Annotated[str, msgspec.Meta(max_length=64)]
 Account = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
 Currency = Annotated[str, msgspec.Meta(min_length=1, max_length=16)]
 Positive = Annotated[int, msgspec.Meta(ge=1, le=2**63 - 1)]
 Signed = Annotated[int, msgspec.Meta(ge=-(2**63 - 1), le=2**63 - 1)]
-Previous = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)] | UnsetType | None
-"""The contract's sequence before the event; 0 for the first. Optional."""
+Sequence = Annotated[
+    Positive,
+    msgspec.Meta(
+        description="The contract's sequence. It rises strictly over fill, takeover, unwind, settle, adlFill and adlEnd."
+    ),
+]
+OwnSequence = Annotated[Positive, msgspec.Meta(description="A sequence of its own: an event that is not above it is ignored.")]
+Previous = (
+    Annotated[
+        int,
+        msgspec.Meta(
+            ge=0, le=2**63 - 1, description="The contract's sequence before this one, 0 for the first. It makes gaps visible."
+        ),
+    ]
+    | UnsetType
+    | None
+)
+OrderNumber = Annotated[Positive, msgspec.Meta(description="The number of the ADL order of the contract.")]
+RoundNumber = Annotated[Positive, msgspec.Meta(description="The number of the round of that order, from 1.")]
 
-Number = Annotated[str, msgspec.Meta(min_length=1, max_length=40, extra_json_schema={"pattern": r"^[0-9]+(\.[0-9]+)?$"})]
+Number = Annotated[
+    str,
+    msgspec.Meta(
+        min_length=1,
+        max_length=40,
+        extra_json_schema={"pattern": r"^[0-9]+(\.[0-9]+)?$"},
+        description="A plain decimal number.",
+    ),
+]
 """A plain decimal number. The pattern is only part of the schema; the parser rejects other text."""
 
 SETTLEMENT = "settlement"
@@ -32,8 +57,10 @@ SETTLEMENT = "settlement"
 TIMESTAMP_MAX = 253_402_300_799_999
 """The last millisecond of the year 9999, the last year of Python's calendar."""
 
-Timestamp = Annotated[int, msgspec.Meta(ge=0, le=TIMESTAMP_MAX)]
-"""Milliseconds since the Unix epoch, by the matching engine's clock."""
+Timestamp = Annotated[
+    int,
+    msgspec.Meta(ge=0, le=TIMESTAMP_MAX, description="Milliseconds since the Unix epoch."),
+]
 
 
 Side = Literal["sell", "buy"]
@@ -50,7 +77,7 @@ class Fill(Event, frozen=True, tag="fill"):
     """A liquidation fill: `lots` closed at `price`; `sell` closes a long, `buy` a short."""
 
     symbol: Symbol
-    seq: Positive
+    seq: Sequence
     side: Side
     lots: Positive
     price: Number
@@ -66,7 +93,7 @@ class Takeover(Event, frozen=True, tag="takeover"):
     """`lots` of a liquidation that the market did not take; `sell` closes a long, so the fund takes over a long."""
 
     symbol: Symbol
-    seq: Positive
+    seq: Sequence
     side: Side
     lots: Positive
     bankruptcy_price: Number
@@ -81,7 +108,7 @@ class Unwind(Event, frozen=True, tag="unwind"):
     """The matching engine closed lots of the fund's inventory in the market; `sell` closes the fund's long."""
 
     symbol: Symbol
-    seq: Positive
+    seq: Sequence
     side: Side
     lots: Positive
     price: Number
@@ -95,7 +122,7 @@ class Settle(Event, frozen=True, tag="settle"):
     """Settles the contract at `price`: closes the fund's inventory, ends the open ADL orders, and closes the contract."""
 
     symbol: Symbol
-    seq: Positive
+    seq: Sequence
     price: Number
     ts: Timestamp
     prev_seq: Previous = UNSET
@@ -111,7 +138,7 @@ class Mark(Event, frozen=True, tag="mark"):
     price: Number
     ts: Timestamp
     index_price: Number | None = None
-    seq: Positive | None = None
+    seq: OwnSequence | None = None
 
 
 class Position(Event, frozen=True, tag="position"):
@@ -130,7 +157,7 @@ class Position(Event, frozen=True, tag="position"):
     ts: Timestamp
     position_side: Literal["BOTH", "LONG", "SHORT"] = "BOTH"
     owner: Identifier = ""
-    seq: Positive | None = None
+    seq: OwnSequence | None = None
 
 
 class Snapshot(Event, frozen=True, tag="snapshot"):
@@ -145,8 +172,8 @@ class AdlFill(Event, frozen=True, tag="adlFill"):
     """The matching engine executed lots of ADL order number `adl` of the contract against `account`."""
 
     symbol: Symbol
-    seq: Positive
-    adl: Positive
+    seq: Sequence
+    adl: OrderNumber
     account: Account
     lots: Positive
     ts: Timestamp
@@ -157,8 +184,8 @@ class AdlEnd(Event, frozen=True, tag="adlEnd"):
     """The matching engine has ended the current round of ADL order number `adl`."""
 
     symbol: Symbol
-    seq: Positive
-    adl: Positive
+    seq: Sequence
+    adl: OrderNumber
     ts: Timestamp
     prev_seq: Previous = UNSET
 
@@ -167,8 +194,8 @@ class AdlAck(Event, frozen=True, tag="adlAck"):
     """The matching engine has received a round of an ADL order. The service then stops announcing the round."""
 
     symbol: Symbol
-    adl: Positive
-    round: Positive
+    adl: OrderNumber
+    round: RoundNumber
     ts: Timestamp
 
 
@@ -179,8 +206,8 @@ class AdlTimeout(Event, frozen=True, tag="adlTimeout"):
     """
 
     symbol: LedgerKey
-    adl: Positive
-    round: Positive
+    adl: OrderNumber
+    round: RoundNumber
     ts: Timestamp
 
 

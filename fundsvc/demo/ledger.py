@@ -8,13 +8,13 @@ from fundsvc.core.adl.order import Origin, State, refund_of
 from fundsvc.core.adl.records import reduced_of, terms_of
 from fundsvc.core.adl.valuation import SideName
 from fundsvc.core.fund.inventory import TrancheState
-from fundsvc.core.numbers import format_units
 from fundsvc.demo.market import Holding
 from fundsvc.store.database import Pool
 from fundsvc.store.reader import fetch
 from fundsvc.store.writer import orders_from
-from fundsvc.streams.announcements import Announcement, RequestedLots
+from fundsvc.streams.announcer import announcement_of
 from fundsvc.streams.source import Source
+from fundsvc.wire.rounds import Announcement
 
 LATEST_ORDERS = 12
 """Orders read per contract: more than are open at once, and more than begin between two reads."""
@@ -63,17 +63,7 @@ class Ledger:
         decimals = {row["symbol"]: row["price_decimals"] for row in await fetch(self._pool, "contracts", None)}
         orders = await fetch(self._pool, "load_orders", None, None)
         records = await fetch(self._pool, "load_records", None, None)
-        return [
-            Announcement(
-                order.symbol,
-                order.adl,
-                order.round,
-                order.reduce,
-                format_units(order.price, decimals[order.symbol]),
-                tuple(RequestedLots(account, rest) for account, rest in order.progress.rests() if rest),
-            )
-            for order in orders_from(orders, records)
-        ]
+        return [announcement_of(order, decimals[order.symbol]) for order in orders_from(orders, records)]
 
     async def taken_since(self, seq: int) -> dict[Holding, int]:
         """Lots executed per position, by orders that began with a sequence above `seq`."""

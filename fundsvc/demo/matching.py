@@ -18,7 +18,7 @@ from fundsvc.demo.instruments import INSTRUMENTS
 from fundsvc.demo.market import SEQ_PER_STEP, ContractMarket, SimulatedMarket, Taken
 from fundsvc.demo.prices import seeded
 from fundsvc.demo.stakes import Stake
-from fundsvc.streams.announcements import Announcement
+from fundsvc.wire.rounds import Announcement
 
 FIRST_ANSWER = 500
 """First sequence of ADL answers within a step: above those of fills, with room for every account of a contract."""

@@ -21,7 +21,7 @@ from fundsvc.core.adl.order import AdlOrder, OrderState
 from fundsvc.core.events import AdlTimeout
 from fundsvc.core.times import time_of_id
 from fundsvc.logs.faults import Outage
-from fundsvc.streams.announcer import Announcer, announcement
+from fundsvc.streams.announcer import Announcer, announcement_of
 from fundsvc.streams.client import StreamFault
 from fundsvc.streams.producer import Producer
 
@@ -200,7 +200,7 @@ class RoundAnnouncer:
         order = self._orders.open_order(*key)
         if known.acknowledged or order is None or order.round != known.round:
             return None
-        return announcement(order, self._orders.price_decimals(key[0]))
+        return msgspec.json.encode(announcement_of(order, self._orders.price_decimals(key[0])))
 
     async def _check_rounds(self) -> None:
         """Repeats due announcements, ends rounds that are open for too long, and trims the stream."""

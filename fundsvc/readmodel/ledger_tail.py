@@ -190,6 +190,10 @@ class Tail:
         """Returns a contract's open orders."""
         return [order for order in self._orders.values() if order.symbol == key]
 
+    def contracts_with_orders(self) -> set[str]:
+        """Returns the ledger keys of the contracts that have open orders."""
+        return {symbol for symbol, _ in self._orders}
+
     def _unread(self, now: Mapping[str, FundVersion | FundRow]) -> dict[str, int]:
         """Returns the followed contracts that have undelivered entries, each with its last delivered entry number.
 

@@ -1,38 +1,16 @@
 """Reads the announced ADL rounds of a partition, as a matching engine does."""
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 
-from fundsvc.core.adl.valuation import SideName
 from fundsvc.streams.announcer import announcement_key
 from fundsvc.streams.client import StreamClient
 from fundsvc.streams.source import Source
+from fundsvc.wire.rounds import Announcement
 
 ROUNDS_PER_READ_MAX = 100
 """Fewer rounds begin between two reads. The next read returns the rest."""
-
-
-class RequestedLots(msgspec.Struct, frozen=True):
-    """The lots that a round still requests of an account's position."""
-
-    account: str
-    lots: int
-
-
-class Announcement(msgspec.Struct, frozen=True):
-    """An announced round of an ADL order: reduce these positions of one side by these lots, at the price.
-
-    It may be repeated. `adl` and `round` identify it; `lots` are the lots still requested at that time.
-    """
-
-    symbol: str
-    adl: int
-    round: int
-    reduce: SideName
-    price: str
-    allocations: tuple[RequestedLots, ...]
-    type: Literal["adlOrder"] = "adlOrder"
 
 
 class Announced(NamedTuple):

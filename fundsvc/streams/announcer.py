@@ -2,14 +2,12 @@
 
 from collections.abc import Sequence
 
-import msgspec
-
-from fundsvc.core.adl.order import AdlOrder, Origin
-from fundsvc.core.adl.valuation import SideName
+from fundsvc.core.adl.order import AdlOrder
 from fundsvc.core.generations import generation_of
 from fundsvc.core.numbers import format_units
 from fundsvc.streams.client import StreamClient, faults, server_time_ms
 from fundsvc.streams.producer import APPEND
+from fundsvc.wire.rounds import Announcement, RequestedLots
 
 
 def announcement_key(partition: int) -> str:
@@ -40,33 +38,20 @@ class Announcer:
             await self._client.xtrim(self._key, minid=below, approximate=True)
 
 
-class _Allocation(msgspec.Struct, gc=False):
-    account: str
-    lots: int
-
-
-class _Announcement(msgspec.Struct, tag_field="type", tag="adlOrder", gc=False):
-    symbol: str
-    adl: int
-    round: int
-    origin: Origin
-    cause: int
-    reduce: SideName
-    price: str
-    lots: int
-    allocations: list[_Allocation]
-    ts: int
-    generation: int
-
-
-_encode = msgspec.json.Encoder().encode
-
-
-def announcement(order: AdlOrder, price_decimals: int) -> bytes:
+def announcement_of(order: AdlOrder, price_decimals: int) -> Announcement:
     """Returns the announcement of an order's round: the lots still requested of each account."""
-    allocations = [_Allocation(account, rest) for account, rest in order.progress.rests() if rest]
-    lots = sum([each.lots for each in allocations])
-    price = format_units(order.price, price_decimals)
+    allocations = tuple([RequestedLots(account, rest) for account, rest in order.progress.rests() if rest])
     symbol, generation = generation_of(order.symbol)
-    of_order = order.adl, order.round, order.origin, order.cause, order.reduce
-    return _encode(_Announcement(symbol, *of_order, price, lots, allocations, order.ts, generation))
+    return Announcement(
+        symbol,
+        order.adl,
+        order.round,
+        order.origin,
+        order.cause,
+        order.reduce,
+        format_units(order.price, price_decimals),
+        sum([each.lots for each in allocations]),
+        allocations,
+        order.ts,
+        generation,
+    )

@@ -9,8 +9,9 @@ from burst import Burst
 from ground import STREAM, append, bodies
 
 from fundsvc.core.events import AdlEnd, AdlFill, Event
-from fundsvc.streams.announcements import Announcement, Announcements
+from fundsvc.streams.announcements import Announcements
 from fundsvc.streams.client import StreamClient
+from fundsvc.wire.rounds import Announcement
 
 PARTLY_SHARE = 0.1
 """Share of rounds whose last allocation is not executed, so that another round must follow."""

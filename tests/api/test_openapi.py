@@ -55,8 +55,11 @@ VENUES = ["binance", "bybit", "gate", "okx"]
 SECTIONS = ["adl", *VENUES, "contracts", "funds", "health", "ingest", "mutual", "openapi", "websocket"]
 """The tags of the operations."""
 
-UNDESCRIBED = {"/", "/page/{digest}/{name}", "/docs", "/docs/{name}", "/docs/reference/", "/docs/reference/{name}", "/ws"}
-"""Paths for browsers, and the WebSocket."""
+UNDESCRIBED = {
+    *("/", "/page/{digest}/{name}", "/docs", "/docs/{name}", "/docs/producers/{name}", "/docs/reference/"),
+    *("/docs/reference/{name}", "/asyncapi.json", "/schemas", "/schemas/{name}", "/ws"),
+}
+"""Paths for browsers, other descriptions, and the WebSocket."""
 
 
 @pytest.fixture

@@ -330,5 +330,5 @@ async def test_topics_receive_changes_only_while_they_are_open(config):
     ):
         ledger = AdlReader(pool)
         async with websocket_endpoints(config, tail, FundCache(tail, answer_of), Reader(pool), ledger, books, metrics):
-            assert len(tail.listeners) == 4
+            assert len(tail.listeners) == 5
         assert tail.listeners == []

@@ -47,8 +47,8 @@ from fundsvc.local.servers import EmbeddedServers
 from fundsvc.mutual.core.pool import Pool
 from fundsvc.mutual.core.rows import PoolRow, State
 from fundsvc.store.reader import FundRow
-from fundsvc.streams.announcements import Announcement, RequestedLots
 from fundsvc.wire.codec import Message, decode, encode
+from fundsvc.wire.rounds import Announcement, RequestedLots
 
 CURRENCY = CurrencyConfig()
 STEPS = 2 * CYCLE_STEPS + 380
@@ -99,7 +99,9 @@ def lots_in_book(partition, symbol, account):
 def announcement_of(order, accounts, lots):
     """Returns the announcement of a round."""
     price = format_units(order.price, DECIMALS[order.symbol])
-    return Announcement(order.symbol, order.adl, order.round, order.reduce, price, tuple(map(RequestedLots, accounts, lots)))
+    allocations = tuple(map(RequestedLots, accounts, lots))
+    of_order = order.symbol, order.adl, order.round, order.origin, order.cause, order.reduce
+    return Announcement(*of_order, price, sum(lots), allocations, order.ts, 1)
 
 
 class Exchange:
@@ -371,7 +373,8 @@ class TestMatching:
         stakes = [stake for side in ("long", "short") for each in closing if (stake := contract.held(each, side, 100))]
         (stake, *_) = (stake for stake in stakes if contract.held(stake.account, stake.side, 101) != stake)
         engine = MatchingEngine(market, {}, {})
-        engine.take_on(Announcement("XBTUSDTM", 1, 1, stake.side, "1", (RequestedLots(stake.account, stake.lots),)), 100)
+        requested = (RequestedLots(stake.account, stake.lots),)
+        engine.take_on(Announcement("XBTUSDTM", 1, 1, "shortfall", 1, stake.side, "1", stake.lots, requested, 0, 1), 100)
         sent = [event for step in range(101, 101 + 2 * ROUND_STEPS) for event in engine.events(step, 0)]
         assert [type(event) for event in sent if isinstance(event, AdlFill | AdlEnd)] == [AdlEnd]
 

@@ -169,6 +169,15 @@ def test_compose_configures_the_service(compose, local):
     assert services["engine"]["deploy"]["replicas"] == 2
 
 
+def test_an_engine_outside_the_containers_reaches_stream_and_api(compose, local):
+    published = {port["published"]: name for name, service in compose["services"].items() for port in service.get("ports", ())}
+    assert (published["8080"], published["6379"]) == ("api", "valkey")
+    inner, outer = ((local / "secrets" / name).read_text() for name in ("stream_url", "engine_stream_url"))
+    assert outer == inner.replace("@valkey:", "@127.0.0.1:")
+    assert not compose["networks"]["edge"].get("internal")
+    assert "edge" in compose["services"]["valkey"]["networks"]
+
+
 def test_grafana_provisions_the_mounted_dashboards(compose):
     provisioning = DEPLOY / "grafana" / "provisioning"
     (provider,) = yaml.safe_load((provisioning / "dashboards" / "fundsvc.yaml").read_text())["providers"]

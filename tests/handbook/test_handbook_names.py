@@ -103,7 +103,9 @@ async def test_routes_exist(world, application):  # noqa: F811
     named = {
         template(path)
         for text in CURRENT.values()
-        for path in re.findall(r"`(?:GET |POST )?(/(?:api/v\d/|healthz|readyz|metrics|docs|openapi)[^`?\s…]*)`", text)
+        for path in re.findall(
+            r"`(?:GET |POST )?(/(?:api/v\d/|healthz|readyz|metrics|docs|openapi|asyncapi|schemas)[^`?\s…]*)`", text
+        )
     }
     assert len(named) > 20
     assert named - served == set()

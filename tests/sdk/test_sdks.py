@@ -4,8 +4,6 @@ import asyncio
 import itertools
 import os
 import ssl
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -14,17 +12,13 @@ import pytest
 from certificates import make_certificate
 from commands import program
 from conftest import with_section
+from environments import BIN, python_environment
 from escalations import SYMBOL, TS, executed, shortfall
 from test_adl_api import world_of
 from test_openapi import HISTORY
 from tokens import signed, with_secret
 
 from fundsvc.core.policy import DrawdownGuard, Policy
-
-ROOT = Path(__file__).parent.parent.parent
-REQUIREMENTS = ROOT / "deploy" / "sdk-requirements.txt"
-ENVIRONMENT = ROOT / ".sdk-environment"
-PYTHON = ENVIRONMENT / "bin" / "python"
 
 MORE = [
     msgspec.structs.replace(event, ts=TS + second * 1000)
@@ -44,13 +38,8 @@ MORE = [
 
 @pytest.fixture(scope="session")
 def environment():
-    """Installs the clients, again only when the list of requirements changes."""
-    stamp = ENVIRONMENT / "installed.txt"
-    if not stamp.exists() or stamp.read_bytes() != REQUIREMENTS.read_bytes():
-        pip = (PYTHON, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", "--requirement")
-        subprocess.run((sys.executable, "-m", "venv", ENVIRONMENT), check=True)
-        subprocess.run((*pip, REQUIREMENTS), check=True)
-        stamp.write_bytes(REQUIREMENTS.read_bytes())
+    """Installs the clients."""
+    python_environment()
 
 
 @pytest.fixture
@@ -67,7 +56,7 @@ async def world(config, environment):
 
 
 def script(name, url):
-    return PYTHON, Path(__file__).parent / f"read_{name}.py", url, SYMBOL
+    return BIN / "python", Path(__file__).parent / f"read_{name}.py", url, SYMBOL
 
 
 async def answers_of(name, world):

@@ -76,9 +76,9 @@ class Served:
             assert answer.status == 200, await answer.text()
             return (await answer.json())["data"]
 
-    async def get_or_none(self, path):
-        """Returns an answer, None if the path does not exist."""
-        async with self.http.get(path) as answer:
+    async def get_or_none(self, path, role=None):
+        """Returns an answer, None if the path does not exist or cannot be answered now."""
+        async with self.http.get(path, headers=bearer(role) if role else {}) as answer:
             return (await answer.json()).get("data")
 
     async def text(self, path):
@@ -117,9 +117,9 @@ class Served:
 
 
 @asynccontextmanager
-async def served(config):
+async def served(config, port=0):
     """Runs a service with one partition."""
-    config = with_section(with_secret(config), "http", port=0)
+    config = with_section(with_secret(config), "http", port=port)
     metrics = Metrics()
     async with (
         running(config) as engine,

@@ -21,7 +21,7 @@ ALLOCATIONS_MAX = 100
 
 
 class AllocationAnswer(Inputs, frozen=True, kw_only=True):
-    """The allocation of a round to one position. Only the command line shows `account`.
+    """The allocation of a round to one position. Only the command line, and one order for engines and risk, show `account`.
 
     Numbers of other accounts' positions are rounded to two significant digits, except rank, ranked and lights. Numbers of the
     caller's account are exact; for risk all are. `asked` are the allocated lots. `equityAtPrice` is margin + PnL after closing
@@ -154,12 +154,13 @@ def _round_answer(row: RoundRow, order: OrderRow, contract: Contract, visibility
 def allocation_answer(
     row: AllocationRow, reduce: SideName, price: int, contract: Contract, visibility: Visibility
 ) -> AllocationAnswer:
-    """Returns an allocation of a round, without its account; `reduce` and `price` are those of the order."""
+    """Returns an allocation of a round, with its account if that may be named; `reduce` and `price` are those of the order."""
     equity, unit = Valuation(contract, reduce).equity(row.lots, row.entry_price, row.margin, price)
     answer = AllocationAnswer(
         **input_fields(valued(contract, reduce, row, row.mark), contract),
         **place_fields(row, row.executed),
         equity_at_price=format_units(equity // unit, contract.settle_decimals),
+        account=row.account if visibility.names else UNSET,
     )
     return answer if visibility.is_exact(row.account) else _rough_allocation(answer)
 

@@ -23,6 +23,7 @@ CHAPTERS = (
     "index",
     "concepts",
     "mutual",
+    "connect",
     "events",
     "api",
     "operations",
@@ -66,9 +67,12 @@ class Handbook:
         self._pages = {chapter.name: _page(chapter) for chapter in chapters()}
         style = files("fundsvc") / "handbook" / "handbook.css"
         self._pages["handbook.css"] = Asset(style.name, style.read_bytes)
+        programs = (files("fundsvc") / "handbook" / "producers").iterdir()
+        self._producers = {program.name: program.read_text() for program in programs if program.is_file()}
         self.endpoints = (
             Endpoint("/docs", self.index, {200: Media("text/html")}),
             Endpoint("/docs/{name}", self.page, {200: Media("text/html")}),
+            Endpoint("/docs/producers/{name}", self.producer, {200: Media("text/plain")}),
         )
 
     async def index(self, _: web.Request) -> web.StreamResponse:
@@ -81,6 +85,13 @@ class Handbook:
         if asset is None:
             raise web.HTTPNotFound
         return await answer_asset(request, asset, {"Content-Security-Policy": POLICY, hdrs.CACHE_CONTROL: "no-cache"})
+
+    async def producer(self, request: web.Request) -> web.Response:
+        """The source of a complete producer."""
+        source = self._producers.get(request.match_info["name"])
+        if source is None:
+            raise web.HTTPNotFound
+        return web.Response(text=source, headers={"X-Content-Type-Options": "nosniff"})
 
 
 @cache

@@ -30,6 +30,7 @@ ABOUT = """Balances, histories and ADL of insurance funds that are isolated per 
 
 Money and prices are exact decimal text. Times are milliseconds since the epoch. Answers are `{"code":"200000","data":...}`,
 errors are `{"code":"400100","msg":"..."}` with the matching HTTP status. Account data requires an access token.
+`/asyncapi.json` describes streams and topics, `/schemas` lists the JSON Schemas of events.
 
 Integers have up to 64 bits. With `numbers=string` all integers are decimal strings, for clients such as JavaScript that round
 integers above 2^53."""
@@ -118,7 +119,7 @@ def description(endpoints: Iterable[Endpoint]) -> Schema:
     return {
         "openapi": "3.1.0",
         "info": {"title": TITLE, "version": fundsvc.__version__, "description": ABOUT},
-        "tags": [{"name": _tag(name), "description": _paragraphs(sys.modules[name])[0]} for name in sections],
+        "tags": [{"name": _tag(name), "description": paragraphs(sys.modules[name])[0]} for name in sections],
         "paths": paths,
         "components": {
             "schemas": schemas.components,
@@ -134,8 +135,9 @@ class _Schemas:
 
     def __init__(self, media: Iterable[Media]) -> None:
         kinds = tuple(dict.fromkeys(variant for one in media for variant in _variants(one.kind)))
-        found, self.components = msgspec.json.schema_components((Failure, *kinds), ref_template=_COMPONENT)
-        self._of = dict(zip(kinds, found[1:], strict=True))
+        found, components = msgspec.json.schema_components((Failure, *kinds), ref_template=_COMPONENT)
+        self.components: dict[str, Schema] = _without_item_flags(components)
+        self._of = dict(zip(kinds, _without_item_flags(list(found[1:])), strict=True))
 
     def allow_strings(self, answers: Iterable[Media]) -> None:
         """Permits strings for the integers of these answers and their components, for `numbers=string`."""
@@ -161,6 +163,17 @@ class _Schemas:
         return known
 
 
+def _without_item_flags(schema: Any) -> Any:
+    """Removes `items: false` from arrays of a fixed length. `maxItems` says the same, and generators cannot read the flag."""
+    match schema:
+        case dict():
+            return {name: _without_item_flags(part) for name, part in schema.items() if not (name == "items" and part is False)}
+        case list():
+            return [_without_item_flags(part) for part in schema]
+        case _:
+            return schema
+
+
 def _with_strings(schema: Any) -> Any:
     match schema:
         case {"type": "integer"}:
@@ -181,14 +194,14 @@ def _variants(kind: Any) -> tuple[Any, ...]:
 def _operation(endpoint: Endpoint, schemas: _Schemas) -> Schema:
     documented, tag = _documented(endpoint), _tag(_section(endpoint))
     example = _examples().get(f"{endpoint.method} {endpoint.path}", {})
-    paragraphs = _paragraphs(documented)
-    query = _paragraphs(endpoint.query) if endpoint.query.__struct_fields__ else []
+    text = paragraphs(documented)
+    query = paragraphs(endpoint.query) if endpoint.query.__struct_fields__ else []
     roles = [f"Requires a token with role {' or '.join(sorted(endpoint.roles))}."] if endpoint.roles else []
     operation: Schema = {
         "operationId": f"{tag}.{documented.__name__}",
         "tags": [tag],
-        "summary": re.split(r"[;:.](?:\s|$)", paragraphs[0])[0],
-        "description": "\n\n".join((*paragraphs, *query, *roles)),
+        "summary": re.split(r"[;:.](?:\s|$)", text[0])[0],
+        "description": "\n\n".join((*text, *query, *roles)),
         "parameters": [*_path_parameters(endpoint, example), *_query_parameters(endpoint, example)],
         "responses": {
             **{str(status): {"$ref": f"#/components/responses/{_response_name(status)}"} for status in _failures(endpoint)},
@@ -284,7 +297,7 @@ def _tag(module: str) -> str:
     return module.rpartition(".")[2]
 
 
-def _paragraphs(thing: object) -> list[str]:
+def paragraphs(thing: object) -> list[str]:
     """Returns the paragraphs of a docstring, each on one line."""
     text = inspect.getdoc(thing) or ""
     return [" ".join(paragraph.split()) for paragraph in text.split("\n\n")]

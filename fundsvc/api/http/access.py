@@ -28,6 +28,9 @@ RouteHandler = Callable[..., Awaitable[web.StreamResponse]]
 PUBLIC: Roles = frozenset()
 """The roles of a route that needs no token."""
 
+TRADERS: Roles = frozenset({"trader"})
+"""The role of clients with an account of their own."""
+
 ACCOUNT_READERS: Roles = frozenset({"trader", "risk"})
 """The roles that read account data: a trader reads its own account, risk reads all accounts."""
 

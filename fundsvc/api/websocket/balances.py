@@ -3,11 +3,14 @@
 from collections import defaultdict
 from collections.abc import Collection
 from functools import partial
+from typing import ClassVar
 
+from fundsvc.api.answers import FundAnswer
 from fundsvc.api.fund_cache import FundCache
+from fundsvc.api.http.access import PUBLIC, Roles
 from fundsvc.api.websocket.frames import Frames, push
 from fundsvc.api.websocket.subscriber import Subscriber
-from fundsvc.api.websocket.topics import CommandError, listed_key, retry_faults
+from fundsvc.api.websocket.topics import CommandError, Pushes, listed_key, retry_faults
 from fundsvc.metrics import Metrics
 from fundsvc.readmodel.ledger_tail import Change, Tail
 
@@ -20,7 +23,8 @@ class Balances:
 
     path = "/insuranceFund/balance"
     suffix = ":{symbol,...} or :all"
-    private = False
+    roles: Roles = PUBLIC
+    pushes: ClassVar[Pushes] = {"balance.change": FundAnswer}
 
     def __init__(self, tail: Tail, funds: FundCache, metrics: Metrics) -> None:
         self._tail = tail

@@ -126,8 +126,11 @@ class Connection:
 
     def _check(self, topic: Topic, parts: list[str], after: int | None) -> None:
         """Raises CommandError if one of the parts cannot be subscribed to. The command then subscribes to none."""
-        if topic.private and not self._subscriber.account:
-            raise CommandError(403, f"{topic.path} is private: connect with a token of POST /api/v1/bullet-private")
+        if topic.roles and self._subscriber.role not in topic.roles:
+            roles = " or ".join(sorted(topic.roles))
+            raise CommandError(
+                403, f"{topic.path} is private: connect with a token of POST /api/v1/bullet-private with role {roles}"
+            )
         if len(self._subscriptions.keys() | {(topic.path, part) for part in parts}) > self._config.topics_max:
             raise CommandError(
                 400, f"more than {self._config.topics_max} topics: unsubscribe from some, or open another connection"

@@ -21,9 +21,10 @@ from fundsvc.api.websocket.balances import Balances
 from fundsvc.api.websocket.connection import Connection
 from fundsvc.api.websocket.entries import Entries
 from fundsvc.api.websocket.frames import welcome
+from fundsvc.api.websocket.instructions import Instructions
 from fundsvc.api.websocket.orders import Orders
 from fundsvc.api.websocket.positions import Positions
-from fundsvc.api.websocket.session_tokens import ConnectionTokens
+from fundsvc.api.websocket.session_tokens import Claims, ConnectionTokens
 from fundsvc.api.websocket.subscriber import CLOSE_SECONDS_MAX, Subscriber
 from fundsvc.api.websocket.topics import SHOWN_LENGTH_MAX, LedgerTopic, Topic
 from fundsvc.concurrency.background import keep_running
@@ -52,7 +53,8 @@ MESSAGE_BYTES_MAX = 16_384
 CONNECT_ID_LENGTH_MAX = 256
 """The longest `connectId`, in characters. The welcome message repeats it."""
 
-TRADERS: Roles = frozenset({"trader"})
+PRIVATE: Roles = frozenset({"engine", "trader"})
+"""The roles with topics of their own."""
 
 
 class InstanceServer(Answer, frozen=True, kw_only=True):
@@ -76,9 +78,10 @@ class BulletAnswer(Answer, frozen=True):
 
 
 class WebSocketEndpoints:
-    """Issues connection tokens and serves the connections."""
+    """Issues connection tokens and serves the connections. `topics` are those to which clients can subscribe."""
 
     def __init__(self, config: Config, topics: Mapping[str, Topic], metrics: Metrics) -> None:
+        self.topics = tuple(topics.values())
         self._config = config
         self._topics = topics
         self._metrics = metrics
@@ -88,17 +91,17 @@ class WebSocketEndpoints:
         bullet = {200: Media(JSON, BulletAnswer, in_envelope=True)}
         self.endpoints = (
             Endpoint("/api/v1/bullet-public", self.bullet_public, bullet, hdrs.METH_POST),
-            Endpoint("/api/v1/bullet-private", self.bullet_private, bullet, hdrs.METH_POST, roles=TRADERS),
+            Endpoint("/api/v1/bullet-private", self.bullet_private, bullet, hdrs.METH_POST, roles=PRIVATE),
         )
         self.socket = Endpoint(PATH, self.connect, {})
 
     async def bullet_public(self, request: web.Request) -> web.Response:
         """Returns the WebSocket URL and a connection token for the public topics."""
-        return self._bullet(request, account="")
+        return self._bullet(request, None)
 
     async def bullet_private(self, request: web.Request, caller: Caller) -> web.Response:
-        """Returns the WebSocket URL and a connection token for the public topics and those of the caller's account."""
-        return self._bullet(request, caller.account)
+        """Returns the WebSocket URL and a connection token for the public topics and those of the caller's account or role."""
+        return self._bullet(request, caller)
 
     async def connect(self, request: web.Request) -> web.WebSocketResponse:
         """Serves a connection from its handshake until it is closed."""
@@ -116,7 +119,7 @@ class WebSocketEndpoints:
         self._check_limits(clients)
         with self._slots.taken(*clients):
             self._tokens.redeem(claims)
-            await self._serve(request, socket, claims.account, numbers)
+            await self._serve(request, socket, claims, numbers)
         return socket
 
     def _check_limits(self, clients: Iterable[str]) -> None:
@@ -130,7 +133,7 @@ class WebSocketEndpoints:
                 f"this client has {limit} connections, its limit: subscribe on an open one, or close one", RETRY_AFTER_SECONDS
             )
 
-    async def _serve(self, request: web.Request, socket: web.WebSocketResponse, account: str, numbers: Numbers) -> None:
+    async def _serve(self, request: web.Request, socket: web.WebSocketResponse, claims: Claims, numbers: Numbers) -> None:
         writer = await socket.prepare(request)
         transport = request.transport
         if transport is None:
@@ -141,7 +144,8 @@ class WebSocketEndpoints:
                 transport,
                 tasks.create_task,
                 self._metrics,
-                account=account,
+                account=claims.account,
+                role=claims.role,
                 numbers=numbers,
                 queue_bytes_max=self._config.websocket.queue_bytes_max,
             )
@@ -156,7 +160,7 @@ class WebSocketEndpoints:
         for subscriber in self._subscribers:
             subscriber.close(WSCloseCode.GOING_AWAY, "the service stops: reconnect, and subscribe with `after` to miss nothing")
 
-    def _bullet(self, request: web.Request, account: str) -> web.Response:
+    def _bullet(self, request: web.Request, caller: Caller | None) -> web.Response:
         config = self._config.websocket
         endpoint = self._endpoint(request)
         server = InstanceServer(
@@ -165,7 +169,8 @@ class WebSocketEndpoints:
             ping_interval=round(config.ping_interval_seconds * 1000),
             ping_timeout=round(config.ping_timeout_seconds * 1000),
         )
-        token = self._tokens.sign(account, address_of(request, self._config.http.proxies), TOKEN_SECONDS)
+        role, account = (caller.role, caller.account) if caller else ("", "")
+        token = self._tokens.sign(role, account, address_of(request, self._config.http.proxies), TOKEN_SECONDS)
         answer = BulletAnswer(token, [server])
         return web.Response(body=msgspec.json.encode(Envelope(data=answer)), content_type=JSON)
 
@@ -222,9 +227,11 @@ async def websocket_endpoints(
     """
     orders = Orders(tail, ledger, metrics)
     positions = Positions(tail, ledger, books, metrics, config.http.book_seconds)
-    topics: tuple[LedgerTopic, ...] = (Balances(tail, funds, metrics), Entries(tail, reader, metrics), orders, positions)
+    instructions = Instructions(tail, ledger, metrics)
+    public = Balances(tail, funds, metrics), Entries(tail, reader, metrics), orders
+    topics: tuple[LedgerTopic, ...] = (*public, positions, instructions)
     async with asyncio.TaskGroup() as tasks:
-        works = (orders.run, positions.run, positions.run_lights)
+        works = (orders.run, positions.run, positions.run_lights, instructions.run)
         running = [tasks.create_task(keep_running("topics", work, log)) for work in works]
         try:
             with _subscribed(tail, topics):

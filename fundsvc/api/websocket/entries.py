@@ -4,13 +4,15 @@ import asyncio
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from itertools import groupby
+from typing import ClassVar
 
 from aiohttp import WSCloseCode
 
-from fundsvc.api.answers import entry_answer
+from fundsvc.api.answers import EntryAnswer, entry_answer
+from fundsvc.api.http.access import PUBLIC, Roles
 from fundsvc.api.websocket.frames import Frames, concatenate, push
 from fundsvc.api.websocket.subscriber import Subscriber
-from fundsvc.api.websocket.topics import listed_key
+from fundsvc.api.websocket.topics import Pushes, listed_key
 from fundsvc.metrics import Metrics
 from fundsvc.readmodel.ledger_tail import RETRY_SECONDS, Change, Tail
 from fundsvc.store.database import StoreFault
@@ -28,7 +30,8 @@ class Entries:
 
     path = "/insuranceFund/entry"
     suffix = ":{symbol,...}"
-    private = False
+    roles: Roles = PUBLIC
+    pushes: ClassVar[Pushes] = {"entry": EntryAnswer}
 
     def __init__(self, tail: Tail, reader: Reader, metrics: Metrics) -> None:
         self._tail = tail

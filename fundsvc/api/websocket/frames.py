@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from struct import Struct
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -21,14 +21,39 @@ Id = str | int
 """The id that a client gave a message. The answer repeats it unchanged."""
 
 
-class _Message(msgspec.Struct, rename="camel", omit_defaults=True, kw_only=True):
-    type: str
-    id: Id | UnsetType = UNSET
-    code: int | UnsetType = UNSET
-    topic: str | UnsetType = UNSET
-    channel_type: str | UnsetType = UNSET
-    subject: str | UnsetType = UNSET
-    data: Any = UNSET
+class Welcome(msgspec.Struct, tag_field="type", tag="welcome"):
+    """The first message of a connection, with its `connectId`."""
+
+    id: str
+
+
+class Ack(msgspec.Struct, tag_field="type", tag="ack"):
+    """The acknowledgement of a command that requested a `response`."""
+
+    id: Id
+
+
+class Pong(msgspec.Struct, tag_field="type", tag="pong"):
+    """The answer to a ping message."""
+
+    id: Id
+
+
+class CommandFailure(msgspec.Struct, tag_field="type", tag="error"):
+    """The rejection of a message. `code` is an HTTP status; `data` contains the problem and its remedy."""
+
+    id: Id
+    code: int
+    data: str
+
+
+class Push(msgspec.Struct, tag_field="type", tag="message", rename="camel"):
+    """A push of a topic. `channelType` is present if the topic is private."""
+
+    topic: str
+    subject: str
+    data: Any
+    channel_type: Literal["private"] | UnsetType = UNSET
 
 
 class Frames:
@@ -52,29 +77,27 @@ def concatenate(pushes: Iterable[Frames]) -> Frames:
 
 def welcome(connect_id: str) -> bytes:
     """Encodes the first message of a connection."""
-    return _text(_Message(id=connect_id, type="welcome"))
+    return _text(Welcome(connect_id))
 
 
 def ack(message_id: Id) -> bytes:
     """Encodes the acknowledgement of a command."""
-    return _text(_Message(id=message_id, type="ack"))
+    return _text(Ack(message_id))
 
 
 def pong(message_id: Id) -> bytes:
     """Encodes the answer to a ping message."""
-    return _text(_Message(id=message_id, type="pong"))
+    return _text(Pong(message_id))
 
 
 def error(message_id: Id, code: int, detail: str) -> bytes:
     """Encodes the rejection of a message. The detail contains the problem and its remedy."""
-    return _text(_Message(id=message_id, type="error", code=code, data=detail))
+    return _text(CommandFailure(message_id, code, detail))
 
 
 def push(topic: str, subject: str, data: object, *, private: bool = False) -> Frames:
     """Encodes a push of a topic."""
-    channel = "private" if private else UNSET
-    message = _Message(topic=topic, type="message", channel_type=channel, subject=subject, data=data)
-    return Frames((msgspec.json.encode(message),))
+    return Frames((msgspec.json.encode(Push(topic, subject, data, "private" if private else UNSET)),))
 
 
 def close_frame(code: int, reason: str) -> bytes:
@@ -88,7 +111,7 @@ def pong_frame(payload: bytes) -> bytes:
     return _TEXT_7(_PONG, len(payload)) + payload
 
 
-def _text(message: _Message) -> bytes:
+def _text(message: Welcome | Ack | Pong | CommandFailure) -> bytes:
     return _frame(msgspec.json.encode(message))
 
 

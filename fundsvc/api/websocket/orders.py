@@ -3,12 +3,14 @@
 from collections import defaultdict
 from collections.abc import Sequence
 from itertools import groupby
+from typing import ClassVar
 
-from fundsvc.api.adl_answers.orders import order_answers
-from fundsvc.api.visibility import PUBLIC
+from fundsvc.api.adl_answers.orders import OrderAnswer, order_answers
+from fundsvc.api.http.access import PUBLIC, Roles
+from fundsvc.api.visibility import PUBLIC as EVERYBODY
 from fundsvc.api.websocket.frames import Frames, concatenate, push
 from fundsvc.api.websocket.subscriber import Subscriber
-from fundsvc.api.websocket.topics import CommandError, Turns, listed_key, retry_faults
+from fundsvc.api.websocket.topics import CommandError, Pushes, Turns, listed_key, retry_faults
 from fundsvc.metrics import Metrics
 from fundsvc.readmodel.ledger_tail import Change, Tail
 from fundsvc.store.adl import AdlReader, OrderRow
@@ -20,7 +22,8 @@ class Orders:
 
     path = "/adl/order"
     suffix = ":{symbol,...}"
-    private = False
+    roles: Roles = PUBLIC
+    pushes: ClassVar[Pushes] = {"order.change": OrderAnswer}
 
     def __init__(self, tail: Tail, ledger: AdlReader, metrics: Metrics) -> None:
         self._tail = tail
@@ -79,5 +82,5 @@ class Orders:
     async def _frames(self, name: str, key: str, rows: Sequence[OrderRow]) -> Frames:
         """Reads the rounds of the orders and encodes them. Retries after faults."""
         topic, contract = f"{self.path}:{name}", self._tail.contracts[key]
-        answers = await retry_faults(lambda: order_answers(self._ledger, rows, contract, PUBLIC)) if rows else []
+        answers = await retry_faults(lambda: order_answers(self._ledger, rows, contract, EVERYBODY)) if rows else []
         return concatenate(push(topic, "order.change", answer) for answer in answers)

@@ -4,13 +4,15 @@ import asyncio
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
+from typing import ClassVar
 
 import msgspec
 
-from fundsvc.api.adl_answers.positions import PositionAnswer, position_answers, reduction_answer
+from fundsvc.api.adl_answers.positions import PositionAnswer, ReductionAnswer, position_answers, reduction_answer
+from fundsvc.api.http.access import TRADERS, Roles
 from fundsvc.api.websocket.frames import Frames, push
 from fundsvc.api.websocket.subscriber import Subscriber
-from fundsvc.api.websocket.topics import CommandError, Turns, retry_faults
+from fundsvc.api.websocket.topics import CommandError, Pushes, Turns, retry_faults
 from fundsvc.core.events import TIMESTAMP_MAX
 from fundsvc.metrics import Metrics
 from fundsvc.readmodel.adl_books import AdlBooks, NotFollowed
@@ -30,7 +32,8 @@ class Positions:
 
     path = "/adl/position"
     suffix = ""
-    private = True
+    roles: Roles = TRADERS
+    pushes: ClassVar[Pushes] = {"position.lights": PositionAnswer, "position.deleveraged": ReductionAnswer}
 
     def __init__(self, tail: Tail, ledger: AdlReader, books: AdlBooks, metrics: Metrics, seconds: float) -> None:
         self._tail = tail

@@ -14,12 +14,16 @@ import jwt
 
 from fundsvc.api.http.errors import WrongToken
 
-_REQUIRED = ["exp", "aud", "account", "client", "jti"]
+_REQUIRED = ["exp", "aud", "account", "role", "client", "jti"]
 
 
 class Claims(NamedTuple):
-    """The claims of a connection token: account ("" without one), id, and the time in seconds at which it expires."""
+    """The claims of a connection token: role and account, id, and the time in seconds at which it expires.
 
+    Role and account are "" without an access token.
+    """
+
+    role: str
     account: str
     id: str
     expires: float
@@ -37,10 +41,10 @@ class ConnectionTokens:
         self._redeemed: set[str] = set()
         self._expiring: deque[Claims] = deque()
 
-    def sign(self, account: str, client: str, seconds: int) -> str:
-        """Returns a token for the address `client` and an account ("" without one), valid for `seconds`."""
+    def sign(self, role: str, account: str, client: str, seconds: int) -> str:
+        """Returns a token for the address `client`, a role and an account, valid for `seconds`."""
         claims = {"aud": self._audience, "exp": int(time.time()) + seconds, "jti": secrets.token_urlsafe(12)}
-        return jwt.encode({**claims, "account": account, "client": client}, self._key, "HS256")
+        return jwt.encode({**claims, "role": role, "account": account, "client": client}, self._key, "HS256")
 
     def verify(self, token: str, client: str) -> Claims:
         """Returns the claims of a token from the address `client`. Raises WrongToken, also if the token was redeemed before."""
@@ -52,7 +56,7 @@ class ConnectionTokens:
             raise _wrong(str(error)) from None
         if claims["client"] != client:
             raise _wrong("it was issued to another address")
-        found = Claims(str(claims["account"]), str(claims["jti"]), claims["exp"] + self._leeway)
+        found = Claims(str(claims["role"]), str(claims["account"]), str(claims["jti"]), claims["exp"] + self._leeway)
         if found.id in self._redeemed:
             raise _wrong("it was used before")
         return found

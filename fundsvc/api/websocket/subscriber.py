@@ -26,7 +26,8 @@ Spawn = Callable[[Coroutine[Any, Any, None]], object]
 class Subscriber:
     """Sends frames to a client.
 
-    `account` is the account of its token, "" without a trader's token. `numbers` is the representation of integers in pushes.
+    `role` is that of its token, "" without one, and `account` its account, "" without a trader's token. `numbers` is the
+    representation of integers in pushes.
     """
 
     def __init__(
@@ -37,10 +38,12 @@ class Subscriber:
         metrics: Metrics,
         *,
         account: str,
+        role: str,
         numbers: Numbers,
         queue_bytes_max: int,
     ) -> None:
         self.account = account
+        self.role = role
         self.numbers = numbers
         self.closed = False
         self._writer = writer

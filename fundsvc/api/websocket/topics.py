@@ -2,11 +2,12 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Literal, NamedTuple, Protocol, TypeVar
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, TypeVar
 
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from fundsvc.api.http.access import Roles
 from fundsvc.api.http.big_integers import Numbers
 from fundsvc.api.http.parameters import Entry
 from fundsvc.api.websocket.frames import Id
@@ -15,6 +16,9 @@ from fundsvc.readmodel.ledger_tail import RETRY_SECONDS, Change, Tail
 from fundsvc.store.database import StoreFault
 
 T = TypeVar("T")
+
+Pushes = Mapping[str, Any]
+"""The types of the data of a topic's pushes, by subject."""
 
 SHOWN_LENGTH_MAX = 60
 """Characters of an invalid value that an error message quotes."""
@@ -45,12 +49,14 @@ class Command(msgspec.Struct, rename="camel"):
 class Topic(Protocol):
     """A topic. Its parts are public names of contracts, `all`, or "" for a topic without parts; `suffix` shows their syntax.
 
-    A client has at most one subscription of each part. Each `subscribe` that began is followed by an `unsubscribe`.
+    `roles` are those that may subscribe, none for a public topic; `pushes` are its pushes. A client has at most one
+    subscription of each part. Each `subscribe` that began is followed by an `unsubscribe`.
     """
 
     path: str
     suffix: str
-    private: bool
+    roles: Roles
+    pushes: ClassVar[Pushes]
 
     def check(self, part: str, after: int | None) -> None:
         """Raises CommandError if the part does not exist, or if `after` is not valid for it."""

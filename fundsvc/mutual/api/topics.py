@@ -5,16 +5,19 @@ from collections import defaultdict
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
+from typing import ClassVar
 
 import structlog
 
+from fundsvc.api.http.access import PUBLIC, TRADERS, Roles
 from fundsvc.api.websocket.frames import Frames, push
 from fundsvc.api.websocket.subscriber import Subscriber
-from fundsvc.api.websocket.topics import SHOWN_LENGTH_MAX, CommandError, Topic, Turns, retry_faults
+from fundsvc.api.websocket.topics import SHOWN_LENGTH_MAX, CommandError, Pushes, Topic, Turns, retry_faults
 from fundsvc.concurrency.background import keep_running
 from fundsvc.metrics import Metrics
+from fundsvc.mutual.api.account_answers import AccountAnswer
 from fundsvc.mutual.api.accounts import ACCOUNT, InsuredResources
-from fundsvc.mutual.api.pool_answers import pool_answer
+from fundsvc.mutual.api.pool_answers import PoolAnswer, pool_answer
 from fundsvc.mutual.api.pools import POOLS
 from fundsvc.mutual.readmodel import Pools
 from fundsvc.mutual.store.reader import MutualReader, PoolView
@@ -30,7 +33,8 @@ class PoolTopic:
 
     path = "/mutual/pool"
     suffix = ":{pool,...} or :all"
-    private = False
+    roles: Roles = PUBLIC
+    pushes: ClassVar[Pushes] = {"pool.change": PoolAnswer}
 
     def __init__(self, pools: Pools, metrics: Metrics) -> None:
         self._pools = pools
@@ -74,7 +78,8 @@ class AccountTopic:
 
     path = "/mutual/account"
     suffix = ""
-    private = True
+    roles: Roles = TRADERS
+    pushes: ClassVar[Pushes] = {"account.change": AccountAnswer}
 
     def __init__(self, insured: InsuredResources, reader: MutualReader, metrics: Metrics) -> None:
         self._insured = insured

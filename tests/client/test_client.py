@@ -1,0 +1,165 @@
+"""The client settles every event once and reads every entry once, while servers are killed and emptied."""
+
+import asyncio
+from contextlib import asynccontextmanager
+
+import pytest
+from conftest import with_section
+from escalations import BEGINNING, SYMBOL, ended, executed, shortfall
+from eventually import eventually
+from ledgers import fill, listing
+from prometheus_server import free_port
+from served import contract, served
+from served import fill as raw_fill
+from tokens import signed, with_secret
+
+from fundsvc.api.answers import FundAnswer
+from fundsvc.client import topics
+from fundsvc.client.api import ApiError, Unavailable, open_api
+from fundsvc.client.producer import producing
+from fundsvc.client.rounds import instructed_rounds
+from fundsvc.streams.client import open_client, stream_key
+
+
+@pytest.fixture
+def config(config):
+    """The service has the same address after a restart."""
+    config = with_section(with_secret(config), "http", port=free_port(), tail_seconds=0.005)
+    return with_section(with_section(config, "adl", ack_seconds=0.2), "engine", lease_seconds=0.6)
+
+
+@asynccontextmanager
+async def connected(config, role="engine", **claims):
+    async with open_api(f"http://127.0.0.1:{config.http.port}", signed(role, **claims)) as api:
+        yield api
+
+
+@asynccontextmanager
+async def producer_of(config, **options):
+    async with (
+        connected(config, sub="engine") as api,
+        open_client(config.stream) as stream,
+        producing(stream, api, **options) as producer,
+    ):
+        yield producer
+
+
+def service_of(config):
+    return served(config, config.http.port)
+
+
+async def sequences(service):
+    return [row["seq"] for row in await service.pool.fetch("SELECT seq FROM entries ORDER BY entry")]
+
+
+async def test_producer_sends_what_an_emptied_stream_lost_again(config, servers, client, exits):
+    async with service_of(config):
+        producer = await exits.enter_async_context(producer_of(config))
+        await producer.send(listing("AAA"), *(fill("AAA", seq, 1) for seq in range(1, 1001)))
+        await producer.settled()
+    await producer.send(*(fill("AAA", seq, 1) for seq in range(1001, 3001)))
+    await eventually(lambda: has_messages(client, 2))
+    await client.flushall()
+    servers.valkey.kill()
+    await asyncio.to_thread(servers.start, postgres=False)
+    await producer.send(*(fill("AAA", seq, 1) for seq in range(3001, 4001)))
+    async with service_of(config) as service:
+        await producer.settled()
+        assert await sequences(service) == list(range(1, 4001))
+        assert await service.reasons() == []
+        assert producer.resumptions == 1
+
+
+async def has_messages(client, count):
+    return await client.xlen(stream_key(0)) > count
+
+
+async def test_producer_waits_while_too_much_is_unsettled(config):
+    async with service_of(config) as service, producer_of(config, unsettled_max=50) as producer:
+        await producer.send(listing("AAA"))
+        await producer.settled()
+        await service.engine.finish()
+        sending = asyncio.create_task(producer.send(*(fill("AAA", seq, 1) for seq in range(1, 201))))
+        await asyncio.sleep(0.5)
+        assert (sending.done(), producer.unsettled) == (False, 50)
+        async with served(config) as again:
+            await sending
+            await producer.settled()
+            assert await sequences(again) == list(range(1, 201))
+
+
+async def test_rounds_are_yielded_once_and_acknowledged_when_the_next_is_requested(config):
+    async with service_of(config) as service, producer_of(config) as producer:
+        await producer.send(*BEGINNING, shortfall(1))
+        rounds = producer.rounds()
+        first = await anext(rounds)
+        await eventually(lambda: announced_again(service))
+        assert (first.adl, first.round, first.lots) == (1, 1, 100)
+        async with producer_of(config) as restarted:
+            assert await anext(restarted.rounds()) == first
+        await producer.send(executed(2, 1, first.allocations[0].account, 5), ended(3, 1))
+        second = await anext(rounds)
+        assert (second.adl, second.round, second.lots) == (1, 2, 95)
+        waiting = asyncio.create_task(anext(rounds))
+        await eventually(lambda: acknowledged(service))
+        waiting.cancel()
+
+
+async def test_rounds_arrive_over_http_alone(config):
+    async with service_of(config) as service, connected(config, sub="engine") as api:
+        await api.post([*BEGINNING, shortfall(1)])
+        rounds = instructed_rounds(api)
+        first = await anext(rounds)
+        answer = await api.post([executed(2, 1, first.allocations[0].account, 5), ended(3, 1)])
+        assert (answer.accepted, answer.rejected) == (2, [])
+        second = await anext(rounds)
+        assert [(each.adl, each.round, each.lots) for each in (first, second)] == [(1, 1, 100), (1, 2, 95)]
+        assert await service.reasons() == []
+
+
+async def announced_again(service):
+    return len(await service.announced()) > 1
+
+
+async def acknowledged(service):
+    return await service.pool.fetchval("SELECT acknowledged FROM adl_orders WHERE adl = 1 AND round = 2")
+
+
+async def test_entries_continue_after_the_service_has_restarted(config):
+    async with connected(config) as api:
+        entries = topics.entries(api, "AAA")
+        async with service_of(config) as service:
+            await service.append(contract("AAA"), *(raw_fill("AAA", seq) for seq in range(1, 4)))
+            assert [(await anext(entries)).entry for _ in range(3)] == [1, 2, 3]
+        async with service_of(config) as service:
+            await service.append(*(raw_fill("AAA", seq) for seq in range(4, 9)))
+            assert [(await anext(entries)).entry for _ in range(5)] == list(range(4, 9))
+
+
+async def test_reader_pages_through_entries_and_orders(config):
+    async with service_of(config) as service, connected(config, "risk") as api, producer_of(config) as producer:
+        await producer.send(*BEGINNING, *(shortfall(seq, 100, 39100) for seq in range(1, 601)), shortfall(601, 9000, 30000))
+        await producer.settled()
+        await eventually(lambda: shows(api, 601))
+        assert [entry.entry async for entry in api.entries(SYMBOL)] == list(range(1, 602))
+        assert [entry.entry async for entry in api.entries(SYMBOL, 598)] == [599, 600, 601]
+        assert [order.adl async for order in api.orders(SYMBOL)] == [1]
+        assert [fund.symbol for fund in await api.funds()] == [SYMBOL]
+        first = await anext(topics.funds(api, SYMBOL))
+        assert isinstance(first, FundAnswer)
+        with pytest.raises(ApiError) as caught:
+            await api.fund("NONE")
+        assert (caught.value.status, caught.value.code) == (404, "404000")
+        with pytest.raises(ApiError, match="NONE"):
+            await anext(topics.entries(api, "NONE"))
+        assert service.count("fundsvc_sequence_gaps_total") == 0
+
+
+async def shows(api, entry):
+    return (await api.fund(SYMBOL)).entry == entry
+
+
+async def test_an_unreachable_service_is_unavailable(config):
+    async with connected(config) as api:
+        with pytest.raises(Unavailable):
+            await api.cursor()
