@@ -16,14 +16,14 @@ from fundsvc.api.http.client_address import address_of
 from fundsvc.api.http.errors import BadParameter, TooManyRequests, Unavailable
 from fundsvc.api.http.routes import JSON, Endpoint, Media
 from fundsvc.api.http.slots import Slots
-from fundsvc.api.http.tokens import Caller
+from fundsvc.api.http.tokens import Caller, Tokens
 from fundsvc.api.websocket.balances import Balances
 from fundsvc.api.websocket.connection import Connection
 from fundsvc.api.websocket.entries import Entries
 from fundsvc.api.websocket.frames import welcome
 from fundsvc.api.websocket.orders import Orders
 from fundsvc.api.websocket.positions import Positions
-from fundsvc.api.websocket.session_tokens import ConnectionTokens
+from fundsvc.api.websocket.session_tokens import Claims, ConnectionTokens
 from fundsvc.api.websocket.subscriber import CLOSE_SECONDS_MAX, Subscriber
 from fundsvc.api.websocket.topics import SHOWN_LENGTH_MAX, LedgerTopic, Topic
 from fundsvc.concurrency.background import keep_running
@@ -42,6 +42,9 @@ TOKEN_SECONDS = 60
 """How long a connection token is valid. Clients connect at once; an open connection outlives its token."""
 
 AUDIENCE = "fundsvc websocket"
+
+REVOCATION_SECONDS = 1.0
+"""The interval at which a private connection checks that its access token is not revoked: one `stat` of a file."""
 
 RETRY_AFTER_SECONDS = 60
 """`Retry-After` for a client at its limit of connections: a silent connection is closed within that time."""
@@ -84,6 +87,7 @@ class WebSocketEndpoints:
         self._metrics = metrics
         self._subscribers: set[Subscriber] = set()
         self._slots = Slots(config.websocket.clients_max, config.websocket.client_connections_max)
+        self._access_tokens = Tokens(config.token)
         self._tokens = ConnectionTokens(config.token.secret, AUDIENCE, config.token.leeway_seconds)
         bullet = {200: Media(JSON, BulletAnswer, in_envelope=True)}
         self.endpoints = (
@@ -94,11 +98,11 @@ class WebSocketEndpoints:
 
     async def bullet_public(self, request: web.Request) -> web.Response:
         """Returns the WebSocket URL and a connection token for the public topics."""
-        return self._bullet(request, account="")
+        return self._bullet(request)
 
     async def bullet_private(self, request: web.Request, caller: Caller) -> web.Response:
         """Returns the WebSocket URL and a connection token for the public topics and those of the caller's account."""
-        return self._bullet(request, caller.account)
+        return self._bullet(request, caller.account, caller.token_id)
 
     async def connect(self, request: web.Request) -> web.WebSocketResponse:
         """Serves a connection from its handshake until it is closed."""
@@ -116,7 +120,7 @@ class WebSocketEndpoints:
         self._check_limits(clients)
         with self._slots.taken(*clients):
             self._tokens.redeem(claims)
-            await self._serve(request, socket, claims.account, numbers)
+            await self._serve(request, socket, claims, numbers)
         return socket
 
     def _check_limits(self, clients: Iterable[str]) -> None:
@@ -130,7 +134,7 @@ class WebSocketEndpoints:
                 f"this client has {limit} connections, its limit: subscribe on an open one, or close one", RETRY_AFTER_SECONDS
             )
 
-    async def _serve(self, request: web.Request, socket: web.WebSocketResponse, account: str, numbers: Numbers) -> None:
+    async def _serve(self, request: web.Request, socket: web.WebSocketResponse, claims: Claims, numbers: Numbers) -> None:
         writer = await socket.prepare(request)
         transport = request.transport
         if transport is None:
@@ -141,22 +145,31 @@ class WebSocketEndpoints:
                 transport,
                 tasks.create_task,
                 self._metrics,
-                account=account,
+                account=claims.account,
                 numbers=numbers,
                 queue_bytes_max=self._config.websocket.queue_bytes_max,
             )
+            watching = tasks.create_task(self._close_when_revoked(subscriber, claims.access_token))
             with self._counted(subscriber):
                 subscriber.send(welcome(request.query.get("connectId", "")[:CONNECT_ID_LENGTH_MAX]))
                 await Connection(socket, subscriber, self._topics, self._config.websocket, self._metrics, tasks).run()
+            watching.cancel()
             if not subscriber.closed:
                 await socket.close()
+
+    async def _close_when_revoked(self, subscriber: Subscriber, access_token: str) -> None:
+        """Closes a connection soon after the access token with which it was requested is revoked."""
+        while access_token and not subscriber.closed:
+            await asyncio.sleep(REVOCATION_SECONDS)
+            if self._access_tokens.is_revoked(access_token):
+                subscriber.close(WSCloseCode.POLICY_VIOLATION, "the access token of this connection is revoked")
 
     async def close_connections(self, _application: web.Application) -> None:
         """Closes all connections because the service stops."""
         for subscriber in self._subscribers:
             subscriber.close(WSCloseCode.GOING_AWAY, "the service stops: reconnect, and subscribe with `after` to miss nothing")
 
-    def _bullet(self, request: web.Request, account: str) -> web.Response:
+    def _bullet(self, request: web.Request, account: str = "", access_token: str = "") -> web.Response:
         config = self._config.websocket
         endpoint = self._endpoint(request)
         server = InstanceServer(
@@ -165,7 +178,7 @@ class WebSocketEndpoints:
             ping_interval=round(config.ping_interval_seconds * 1000),
             ping_timeout=round(config.ping_timeout_seconds * 1000),
         )
-        token = self._tokens.sign(account, address_of(request, self._config.http.proxies), TOKEN_SECONDS)
+        token = self._tokens.sign(account, address_of(request, self._config.http.proxies), TOKEN_SECONDS, access_token)
         answer = BulletAnswer(token, [server])
         return web.Response(body=msgspec.json.encode(Envelope(data=answer)), content_type=JSON)
 

@@ -18,11 +18,15 @@ _REQUIRED = ["exp", "aud", "account", "client", "jti"]
 
 
 class Claims(NamedTuple):
-    """The claims of a connection token: account ("" without one), id, and the time in seconds at which it expires."""
+    """The claims of a connection token: account ("" without one), id, and the time in seconds at which it expires.
+
+    `access_token` is the id of the access token with which it was requested, "" without one.
+    """
 
     account: str
     id: str
     expires: float
+    access_token: str
 
 
 class ConnectionTokens:
@@ -37,10 +41,13 @@ class ConnectionTokens:
         self._redeemed: set[str] = set()
         self._expiring: deque[Claims] = deque()
 
-    def sign(self, account: str, client: str, seconds: int) -> str:
-        """Returns a token for the address `client` and an account ("" without one), valid for `seconds`."""
+    def sign(self, account: str, client: str, seconds: int, access_token: str = "") -> str:
+        """Returns a token for the address `client` and an account ("" without one), valid for `seconds`.
+
+        `access_token` is the id of the access token with which it was requested.
+        """
         claims = {"aud": self._audience, "exp": int(time.time()) + seconds, "jti": secrets.token_urlsafe(12)}
-        return jwt.encode({**claims, "account": account, "client": client}, self._key, "HS256")
+        return jwt.encode({**claims, "account": account, "client": client, "from": access_token}, self._key, "HS256")
 
     def verify(self, token: str, client: str) -> Claims:
         """Returns the claims of a token from the address `client`. Raises WrongToken, also if the token was redeemed before."""
@@ -52,7 +59,8 @@ class ConnectionTokens:
             raise _wrong(str(error)) from None
         if claims["client"] != client:
             raise _wrong("it was issued to another address")
-        found = Claims(str(claims["account"]), str(claims["jti"]), claims["exp"] + self._leeway)
+        expires = claims["exp"] + self._leeway
+        found = Claims(str(claims["account"]), str(claims["jti"]), expires, str(claims.get("from", "")))
         if found.id in self._redeemed:
             raise _wrong("it was used before")
         return found
