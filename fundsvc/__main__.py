@@ -1,9 +1,6 @@
 """The command line's entry: `fundsvc`, or `python -m fundsvc`."""
 
-from fundsvc.cli import adl, configuration, ledger, mutual, rejected, service, simulation, stream, target, token
-from fundsvc.cli.running import cli
-
-__all__ = ["adl", "configuration", "ledger", "mutual", "rejected", "service", "simulation", "stream", "target", "token"]
+from fundsvc.cli.commands import cli
 
 
 def main() -> None:

@@ -6,7 +6,6 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 import typer
-from rich.table import Column, Table
 
 from fundsvc.api.adl_answers.orders import OrderAnswer, order_answers
 from fundsvc.api.adl_answers.preview import (
@@ -20,7 +19,9 @@ from fundsvc.api.adl_answers.preview import (
 from fundsvc.api.http.parameters import PAGE_ENTRIES_MAX
 from fundsvc.api.visibility import OPERATOR
 from fundsvc.app import connected, prepared
-from fundsvc.cli.running import DONE, Json, Terminal, at_primary, cli, print_json, run
+from fundsvc.cli.commands import cli
+from fundsvc.cli.running import DONE, Json, Terminal, at_primary, print_json, run
+from fundsvc.cli.tables import left, right, show_table
 from fundsvc.config.settings import Config
 from fundsvc.core.adl.order import State
 from fundsvc.core.events import Fill, Rejection, Takeover
@@ -162,33 +163,21 @@ def _print_order(console: Terminal, order: PreviewOrderAnswer | None, mark_price
         f"ADL needs {order.lots_needed:,} lots of {order.reduce} positions at {order.price}:"
         f" {order.lots_asked:,} are allocated to {order.positions:,} positions, mark {mark_price}"
     )
-    account = Column("account", overflow="fold")
-    table = Table("rank", "lights", account, "lots", "allocated", "entry", "unrealised PnL", "return", "leverage", "score")
+    numbers_of = right("lots", "allocated", "entry", "unrealised PnL", "return", "leverage", "score")
+    rows = []
     for found in order.allocations:
         numbers = (f"{number:.6g}" for number in (found.return_on_entry, found.leverage, found.score) if number is not None)
         rank = f"{found.rank:,} of {found.ranked:,}", str(found.lights), str(found.account)
         position = f"{found.lots:,}", f"{found.asked:,}", found.entry_price, str(found.unrealised_pnl)
-        table.add_row(*rank, *position, *numbers)
-    console.print(table)
+        rows.append((*rank, *position, *numbers))
+    show_table(console, (*left("rank", "lights", "account"), *numbers_of), rows)
 
 
 def _print_orders(answers: list[OrderAnswer]) -> None:
-    table = Table(
-        "order",
-        "origin",
-        "entry",
-        "state",
-        "reduce",
-        "lots taken",
-        "needed",
-        "price",
-        "uncovered",
-        "recovered",
-        "rest",
-        "rounds",
-    )
+    numbers = right("lots taken", "needed", "price", "uncovered", "recovered", "rest", "rounds")
+    rows = []
     for order in answers:
         lots = f"{order.lots_taken:,}", f"{order.lots_needed:,}", order.price
         amounts = order.uncovered, order.recovered, order.rest, str(order.round)
-        table.add_row(str(order.adl), order.origin, str(order.cause), order.state, order.reduce, *lots, *amounts)
-    Terminal().print(table)
+        rows.append((str(order.adl), order.origin, str(order.cause), order.state, order.reduce, *lots, *amounts))
+    show_table(Terminal(), (*left("order", "origin", "entry", "state", "reduce"), *numbers), rows)

@@ -11,8 +11,9 @@ import typer
 
 from fundsvc.api.http.server import tls_context
 from fundsvc.api.http.tokens import Tokens
-from fundsvc.cli.running import DONE, NO, Json, Terminal, cli, print_json, run
-from fundsvc.config.settings import Config
+from fundsvc.cli.commands import cli
+from fundsvc.cli.running import DONE, NO, WRONG_USE, Json, Terminal, fail, print_json, run
+from fundsvc.config.settings import Config, ConfigError, read_config
 from fundsvc.config.validation import keys, presentable
 from fundsvc.mutual.store.reader import MutualReader
 from fundsvc.store.database import StoreFault, open_pool
@@ -40,12 +41,16 @@ def check(
     json: Json = False,
     reachable: Annotated[bool, typer.Option(help="Also check the database, its schema and the stream server.")] = False,
 ) -> None:
-    """Print the effective configuration without secrets; exit with 2 if it is invalid, 1 if a server is unreachable."""
+    """Print the effective configuration without secrets, or all its problems.
+
+    Exit with 2 if it is wrong, with 1 if a server is unreachable.
+    """
+    found, problems = read_config(context.obj)
+    problems += _problems_of_files(found)
+    if problems:
+        fail("configuration: " + "\n".join(problems), WRONG_USE)
 
     async def command(config: Config) -> int:
-        tls_context(config.http.certificate, config.http.certificate_key)
-        Tokens(config.token)
-        _ = config.ledger.secrets
         parts = await _checks(config) if reachable else {}
         has_ledger = parts.get("schema", {}).get("ok", False)
         shown, warnings = effective(config), config.mutual.warnings | (await _missing_pools(config) if has_ledger else {})
@@ -81,6 +86,21 @@ def lines(table: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
             yield from lines(value, f"{path}.")
         else:
             yield f"{path} = {msgspec.json.encode(value).decode()}"
+
+
+def _problems_of_files(config: Config) -> list[str]:
+    """Returns the problems of the certificate, of the keys and secrets of tokens, and of the ledger's secrets."""
+    problems = []
+    for check in (
+        lambda: tls_context(config.http.certificate, config.http.certificate_key),
+        lambda: Tokens(config.token),
+        lambda: config.ledger.secrets,
+    ):
+        try:
+            check()
+        except (ConfigError, ValueError, OSError) as problem:
+            problems.append(str(problem))
+    return problems
 
 
 def _table(values: dict[str, Any], path: tuple[str, ...]) -> dict[str, Any] | None:

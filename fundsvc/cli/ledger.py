@@ -7,10 +7,12 @@ from typing import Annotated
 
 import msgspec
 import typer
-from rich.table import Table
 
 from fundsvc.app import connected, consuming, prepared
-from fundsvc.cli.running import DONE, NO, Json, Terminal, at_primary, cli, print_json, progress, run
+from fundsvc.cli.actions import Why, record_action
+from fundsvc.cli.commands import cli
+from fundsvc.cli.running import DONE, NO, Bars, Json, Terminal, at_primary, print_json, run
+from fundsvc.cli.tables import left, right, show_table
 from fundsvc.cli.tools.audit import DIFFERENCES_MAX, ContractAudit, audit_contract
 from fundsvc.cli.tools.delivery import Delivered, Delivery, Gain, listed
 from fundsvc.cli.tools.export import COLUMNS, PUBLIC_COLUMNS, Form, export_rows, public_rows, row_writer
@@ -32,17 +34,18 @@ cli.add_typer(contracts, name="contracts")
 
 
 @contracts.command("load")
-def contracts_load(context: typer.Context, file: Path, json: Json = False) -> None:
+def contracts_load(context: typer.Context, file: Path, why: Why = "", json: Json = False) -> None:
     """List contracts from a JSON file in the format of KuCoin's GET /api/v1/contracts/active."""
 
     async def command(config: Config) -> int:
+        record_action(config.log, "contracts load", why, file=str(file))
         return NO if (await _deliver(config, lambda _: read_contracts(file), json)).refused else DONE
 
     run(context, command)
 
 
 @contracts.command()
-def resume(context: typer.Context, symbol: str) -> None:
+def resume(context: typer.Context, symbol: str, why: Why = "") -> None:
     """Resume a suspended contract under the terms of its entries; exit with 1 if it is not suspended.
 
     The command appends the last accepted listing to the stream. `fundsvc rejected replay` then resends the events that were
@@ -55,6 +58,7 @@ def resume(context: typer.Context, symbol: str) -> None:
             if not known or not known[0].suspended:
                 Terminal(stderr=True).print(f"fundsvc: the contract {symbol} is unknown or not suspended", style="red")
                 return NO
+            record_action(config.log, "contracts resume", why, symbol=symbol)
             listing = Listing(msgspec.json.decode(known[0].specification))
             await Producer.configured(client, complete.stream).append([listing])
         Terminal().print(f"listed {symbol} with the terms of its entries")
@@ -71,6 +75,7 @@ def replay(
     contracts: Annotated[
         Path | None, typer.Option(help="JSON file of contracts to list first, in the format of `contracts load`.")
     ] = None,
+    why: Why = "",
     json: Json = False,
 ) -> None:
     """Send a recording to the stream, wait until it is durable, and print the new entries' totals.
@@ -79,6 +84,7 @@ def replay(
     """
 
     async def command(config: Config) -> int:
+        record_action(config.log, "replay", why, file=str(file))
         delivered = await _deliver(config, open_recording(file, form, contracts), json)
         return DONE if delivered.settled and not delivered.refused else NO
 
@@ -140,10 +146,11 @@ def export(
 
 
 @cli.command("rebuild-rollups")
-def rebuild_rollups(context: typer.Context) -> None:
+def rebuild_rollups(context: typer.Context, why: Why = "") -> None:
     """Rebuild the hourly rollups from the entries; charts use the old rollups until the end."""
 
     async def command(config: Config) -> int:
+        record_action(config.log, "rebuild-rollups", why)
         async with prepared(config) as complete, connected(at_primary(complete)) as (pool, _):
             await mark_unsound(pool)
             partitions = range(complete.stream.partitions)
@@ -168,7 +175,7 @@ def vectors(files: list[Path], json: Json = False) -> None:
 async def _deliver(config: Config, fitting: Fitting, json: bool) -> Delivered:
     async with prepared(config) as complete, connected(at_primary(complete)) as (pool, client), consuming(complete, pool):
         recording = fitting(await listed(pool))
-        with progress() as bars:
+        with Bars() as bars:
             sending = bars.add_task("sending", total=len(recording.listings) + len(recording.events))
             settling = bars.add_task("durable (%)", total=100)
             delivery = Delivery(
@@ -179,6 +186,7 @@ async def _deliver(config: Config, fitting: Fitting, json: bool) -> Delivered:
                 lambda share: bars.update(settling, completed=int(share * 100)),
             )
             delivered = await delivery.run(recording)
+            bars.finish(sending)
     if json:
         print_json(delivered)
     else:
@@ -193,10 +201,9 @@ def _print_delivered(delivered: Delivered, contracts_named: int) -> None:
     for line in delivered.lines:
         console.print(line, style="red")
     if delivered.gains:
-        table = Table("currency", "kind", "entries", "credited", "paid", "uncovered", "repaid")
-        for gain in delivered.gains:
-            table.add_row(gain.currency, gain.kind, f"{gain.entries:,}", *_amounts(gain))
-        console.print(table)
+        columns = *left("currency", "kind"), *right("entries", "credited", "paid", "uncovered", "repaid")
+        rows = [(gain.currency, gain.kind, f"{gain.entries:,}", *_amounts(gain)) for gain in delivered.gains]
+        show_table(console, columns, rows)
     for currency, decimals in dict.fromkeys((gain.currency, gain.decimals) for gain in delivered.gains):
         credited = sum(gain.credited for gain in delivered.gains if gain.currency == currency)
         console.print(f"credited in {currency}: {format_units(credited, decimals)}")
@@ -217,12 +224,14 @@ def _amounts(gain: Gain) -> list[str]:
 
 async def _audit_all(pool: Pool, config: Config) -> list[ContractAudit]:
     known, policy, secrets = await known_contracts(pool), config.policy, config.ledger.secrets
-    with progress() as bars:
+    with Bars() as bars:
         task = bars.add_task("entries recomputed", total=sum(entries for _, entries in known))
-        return [
+        audits = [
             await audit_contract(pool, symbol, lambda done: bars.advance(task, done), policy.of(symbol), secrets)
             for symbol, _ in known
         ]
+        bars.finish(task)
+        return audits
 
 
 def _with_differences(audits: Sequence[ContractAudit], differences: Mapping[str, Sequence[str]]) -> list[ContractAudit]:

@@ -5,12 +5,13 @@ from contextlib import asynccontextmanager
 from typing import Annotated
 
 import typer
-from rich import box
 from rich.table import Column, Table
 
 from fundsvc.api.http.parameters import PAGE_ENTRIES_MAX
 from fundsvc.app import connected, prepared
-from fundsvc.cli.running import DONE, NO, Json, Terminal, cli, print_json, progress, run
+from fundsvc.cli.commands import cli
+from fundsvc.cli.running import DONE, NO, Bars, Json, Terminal, print_json, run
+from fundsvc.cli.tables import left, right, show_table
 from fundsvc.cli.tools.export import Form, row_writer
 from fundsvc.cli.tools.mutual_answers import (
     AccountStatus,
@@ -147,13 +148,14 @@ def export(
 
 async def _audit_all(database: Pool, known: Sequence[tuple[str, int]], secrets: Secrets) -> list[PoolAudit]:
     audits = []
-    with progress() as bars:
+    with Bars() as bars:
         task = bars.add_task("entries recomputed", total=sum(entries for _, entries in known))
         for name, _ in known:
             walk = PoolWalk(database, name, secrets)
             while not walk.ended:
                 bars.advance(task, await walk.step())
             audits.append(walk.result())
+        bars.finish(task)
     return audits
 
 
@@ -224,19 +226,23 @@ def _print_account(found: AccountStatus) -> None:
         },
     )
     if found.policies:
-        table = Table("policy", "state", *(Column(name, justify="right") for name in ("cap", "accrued", "due")), "until")
-        for policy in found.policies:
-            until = policy.active_at or policy.expires_at
-            table.add_row(f"{policy.policy}", policy.state, policy.cap, policy.accrued, policy.due, at_minute(until))
-        console.print(table)
+        rows = [
+            (
+                f"{policy.policy}",
+                policy.state,
+                policy.cap,
+                policy.accrued,
+                policy.due,
+                at_minute(policy.active_at or policy.expires_at),
+            )
+            for policy in found.policies
+        ]
+        show_table(console, (*left("policy", "state"), *right("cap", "accrued", "due"), *left("until")), rows)
 
 
 def _print_cycles(found: list[CycleStatus]) -> None:
-    names = ("balance", "health", "released", "of face", "completed")
-    columns = (Column(name, justify="right") for name in names)
-    table = Table("cycle", Column("at", no_wrap=True), *columns, box=box.SIMPLE_HEAD, padding=0)
-    for cycle in found:
-        table.add_row(
+    rows = [
+        (
             f"{cycle.cycle}",
             at_minute(cycle.at),
             cycle.balance,
@@ -245,7 +251,10 @@ def _print_cycles(found: list[CycleStatus]) -> None:
             _share(cycle.share),
             f"{cycle.completed:,}",
         )
-    Terminal().print(table)
+        for cycle in found
+    ]
+    columns = *left("cycle", "at"), *right("balance", "health", "released", "of face", "completed")
+    show_table(Terminal(), columns, rows)
 
 
 def _print_lines(console: Terminal, title: str, values: dict[str, str]) -> None:

@@ -7,10 +7,12 @@ from typing import Annotated
 
 import msgspec
 import typer
-from rich.table import Table
 
 from fundsvc.app import connected, prepared
-from fundsvc.cli.running import DONE, NO, Json, Terminal, at_primary, cli, print_json, run
+from fundsvc.cli.actions import Why, record_action
+from fundsvc.cli.commands import cli
+from fundsvc.cli.running import DONE, NO, Json, Terminal, at_primary, print_json, run
+from fundsvc.cli.tables import left, show_table
 from fundsvc.config.settings import Config
 from fundsvc.core.events import Reason as Reasons
 from fundsvc.core.events import Rejection, check_replayable
@@ -71,7 +73,9 @@ def show(context: typer.Context, key: Key) -> None:
 
 
 @rejected.command()
-def replay(context: typer.Context, key: Annotated[str | None, typer.Argument()] = None, reason: Reason = None) -> None:
+def replay(
+    context: typer.Context, key: Annotated[str | None, typer.Argument()] = None, reason: Reason = None, why: Why = ""
+) -> None:
     """Resend rejected events to the stream: all, those with a reason, or one; each is settled at most once.
 
     Marks, positions and rates are not resent, because they could overwrite newer ones. Exit with 1 if no other event is left.
@@ -79,6 +83,7 @@ def replay(context: typer.Context, key: Annotated[str | None, typer.Argument()] 
 
     async def command(config: Config) -> int:
         async with prepared(config) as complete, connected(at_primary(complete)) as (pool, client):
+            record_action(config.log, "rejected replay", why, key=key or "", reason=reason or "")
             producer = Producer.configured(client, complete.stream)
             events = await _kept(pool, reason=reason, key=key, limit=1_000_000)
             refusals = {event.key: refusal for event in events if (refusal := _refusal(event))}
@@ -131,12 +136,12 @@ def _refusal(event: AnyEvent) -> Rejection | None:
 
 
 def _print_table(events: Sequence[AnyEvent]) -> None:
-    table = Table("event", "rejected at", "reason", "detail", "settled by entry")
+    rows = []
     for event in events:
         entry = None if isinstance(event, KeptPoolEvent) or not event.entry else f"{event.symbol} {event.entry}"
         settled = entry or ("yes" if event.settled_at else "")
-        table.add_row(event.key, event.rejected_at.astimezone(UTC).isoformat(), event.reason, event.detail, settled)
-    Terminal().print(table)
+        rows.append((event.key, event.rejected_at.astimezone(UTC).isoformat(), event.reason, event.detail, settled))
+    show_table(Terminal(), left("event", "rejected at", "reason", "detail", "settled by entry"), rows)
 
 
 def _shown(event: AnyEvent) -> dict[str, object]:

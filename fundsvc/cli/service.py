@@ -1,25 +1,30 @@
-"""Commands that run the service or parts of it: up, engine, api, migrate."""
+"""Commands that run the service or parts of it: up, engine, api, migrate.
+
+They import the parts when they run, after `run` has logged what starts: importing them takes most of a second.
+"""
 
 from functools import partial
 from typing import Annotated
 
 import typer
 
-from fundsvc.app import prepared, run_service, stop_on_signals
-from fundsvc.cli.running import DONE, cli, report, run
+from fundsvc.cli.actions import Why, record_action
+from fundsvc.cli.commands import cli
+from fundsvc.cli.running import DONE, report, run
 from fundsvc.config.settings import Config
-from fundsvc.demo.show import show_demo
 
 
 @cli.command()
 def up(
     context: typer.Context, demo: Annotated[bool, typer.Option("--demo", help="Run a demo market and show it.")] = False
 ) -> None:
-    """Run engine and API in one process, with embedded PostgreSQL and Valkey unless the configuration names servers."""
+    """Run engine and API in one process, with embedded servers unless the configuration names them."""
 
     async def command(config: Config) -> int:
+        from fundsvc.app import prepared, run_service, stop_on_signals  # noqa: PLC0415
+        from fundsvc.demo.show import show_demo  # noqa: PLC0415
+
         stop = stop_on_signals()
-        report(config, f"starts with the data directory {config.data.directory}")
         async with prepared(config, stop) as complete:
             if demo:
                 await show_demo(complete, stop)
@@ -43,17 +48,20 @@ def api(context: typer.Context) -> None:
 
 
 @cli.command()
-def migrate(context: typer.Context) -> None:
+def migrate(context: typer.Context, why: Why = "") -> None:
     """Create or upgrade the schema as its owner (database.owner_dsn)."""
 
     async def command(config: Config) -> int:
         if config.database.dsn and not config.database.owner_dsn:
             raise ValueError("database.owner_dsn is not set: set it to a DSN of the schema's owner")
+        record_action(config.log, "migrate", why)
         if config.database.owner_dsn:
             from fundsvc.store.migrations import migrate as migrate_schema  # noqa: PLC0415 - see fundsvc.store.schema
 
             await migrate_schema(config.database.owner_dsn, config.stream.partitions)
         else:
+            from fundsvc.app import prepared  # noqa: PLC0415
+
             async with prepared(config):
                 pass
         return DONE
@@ -62,6 +70,8 @@ def migrate(context: typer.Context) -> None:
 
 
 async def _serve(config: Config, *, with_engine: bool) -> int:
+    from fundsvc.app import prepared, run_service, stop_on_signals  # noqa: PLC0415
+
     stop = stop_on_signals()
     async with prepared(config, stop) as complete:
         await run_service(complete, stop, partial(_report_address, config), engine=with_engine, api=not with_engine)

@@ -7,10 +7,11 @@ from typing import Annotated, Any
 
 import msgspec
 import typer
-from rich.table import Column, Table
+from rich.table import Column
 
 from fundsvc.cli.mutual import mutual
-from fundsvc.cli.running import DONE, Json, Terminal, print_json, progress, run
+from fundsvc.cli.running import DONE, Bars, Json, Terminal, print_json, run
+from fundsvc.cli.tables import left, right, show_table
 from fundsvc.config.settings import Config
 from fundsvc.mutual.core.terms import XT_SHAPE, Terms
 from fundsvc.mutual.simulation.market import Market
@@ -50,7 +51,7 @@ def simulate_pool(
     async def command(config: Config) -> int:
         market = Market(accounts=accounts, days=days, ratio=ratio, seed=seed)
         terms = changed(_terms_of(config, pool), term or ())
-        with progress() as bars:
+        with Bars() as bars:
             task = bars.add_task("days", total=days)
             outcome = simulate(market, terms, lambda: bars.advance(task))
         report.write_text(html_report(outcome))
@@ -104,16 +105,13 @@ def _print_outcome(outcome: Outcome, report: Path) -> None:
     if outcome.warning:
         console.print(outcome.warning, style="red")
     console.print(described(outcome))
-    console.print(_table(COHORT_COLUMNS, [cohort_row(cohort) for cohort in outcome.cohorts]))
+    show_table(console, _columns(COHORT_COLUMNS), [cohort_row(cohort) for cohort in outcome.cohorts])
     console.print(expectation(outcome))
     if outcome.farms:
-        console.print(_table(FARM_COLUMNS, [farm_row(farm, outcome) for farm in outcome.farms]))
+        show_table(console, _columns(FARM_COLUMNS), [farm_row(farm, outcome) for farm in outcome.farms])
     console.print(f"wrote {report}")
 
 
-def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    first, *others = columns
-    table = Table(first, *(Column(name, justify="right") for name in others))
-    for row in rows:
-        table.add_row(*row)
-    return table
+def _columns(names: Sequence[str]) -> list[Column]:
+    first, *others = names
+    return [*left(first), *right(*others)]

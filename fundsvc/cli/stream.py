@@ -3,10 +3,12 @@
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
 from fundsvc.app import connected, prepared
-from fundsvc.cli.running import DONE, NO, Json, Terminal, at_primary, cli, print_json, run
+from fundsvc.cli.actions import Why, record_action
+from fundsvc.cli.commands import cli
+from fundsvc.cli.running import DONE, NO, Json, Terminal, at_primary, print_json, run
+from fundsvc.cli.tables import left, right, show_table
 from fundsvc.config.settings import Config
 from fundsvc.mutual.store.state import PoolGaps
 from fundsvc.store.database import Pool
@@ -31,7 +33,7 @@ def gaps_command(context: typer.Context, stream: Stream, json: Json = False) -> 
 
 
 @streams.command("acknowledge-gap")
-def acknowledge_gap(context: typer.Context, stream: Stream, json: Json = False) -> None:
+def acknowledge_gap(context: typer.Context, stream: Stream, why: Why = "", json: Json = False) -> None:
     """Let a partition or a pool continue after a gap in its stream; exit with 1 if there is no unacknowledged gap.
 
     The missing events stay unsettled. If the matching engine resends them later, they are rejected as late and can be replayed.
@@ -39,6 +41,7 @@ def acknowledge_gap(context: typer.Context, stream: Stream, json: Json = False) 
 
     async def command(config: Config) -> int:
         async with prepared(config) as complete, connected(at_primary(complete)) as (pool, _):
+            record_action(config.log, "stream acknowledge-gap", why, stream=stream)
             acknowledged = await _gaps(pool, stream).acknowledge()
         _print(acknowledged, json=json)
         return DONE if acknowledged else NO
@@ -55,11 +58,11 @@ def _print(gaps: list[KnownGap], *, json: bool) -> None:
     if json:
         print_json([_shown(gap) for gap in gaps])
         return
-    table = Table("after id", "up to id", "messages", "acknowledged at")
-    for gap in gaps:
-        acknowledged = gap.acknowledged_at.isoformat() if gap.acknowledged_at else ""
-        table.add_row(gap.after_id, gap.until_id, str(gap.messages), acknowledged)
-    Terminal().print(table)
+    rows = [
+        (gap.after_id, gap.until_id, str(gap.messages), gap.acknowledged_at.isoformat() if gap.acknowledged_at else "")
+        for gap in gaps
+    ]
+    show_table(Terminal(), (*left("after id", "up to id"), *right("messages"), *left("acknowledged at")), rows)
 
 
 def _shown(gap: KnownGap) -> dict[str, object]:

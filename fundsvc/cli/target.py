@@ -5,11 +5,12 @@ from typing import Annotated
 
 import msgspec
 import typer
-from rich.table import Table
 
 from fundsvc.api.targets import TargetAnswer, target_answer
 from fundsvc.app import connected, prepared
-from fundsvc.cli.running import DONE, Json, Terminal, at_primary, cli, print_json, run
+from fundsvc.cli.commands import cli
+from fundsvc.cli.running import DONE, Json, Terminal, at_primary, print_json, run
+from fundsvc.cli.tables import right, show_table
 from fundsvc.concurrency.exclusive import Exclusive
 from fundsvc.config.settings import Config
 from fundsvc.core.fund.fullness import RuleName, TargetPolicy
@@ -92,10 +93,8 @@ def _print_cover(console: Terminal, explained: Cover, currency: str) -> None:
         f"the largest {explained.side} positions, if the mark {explained.mark_price} moves by {explained.move:.6g} to"
         f" {explained.stressed_price}; the other side would lose {explained.loss_of_other_side} {currency}"
     )
-    table = Table("lots", "entry", "margin", "PnL at that mark", "loss beyond margin")
-    for held in explained.positions:
-        table.add_row(f"{held.lots:,}", held.entry_price, held.margin, held.unrealised_pnl, held.loss)
-    console.print(table)
+    rows = [(f"{held.lots:,}", held.entry_price, held.margin, held.unrealised_pnl, held.loss) for held in explained.positions]
+    show_table(console, right("lots", "entry", "margin", "PnL at that mark", "loss beyond margin"), rows)
 
 
 def _print_fullness(console: Terminal, answer: TargetAnswer) -> None:

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
 
+from fundsvc.config import CONFIG_FILE_VARIABLE
 from fundsvc.config.validation import ADDRESS, SECRET, allowed, complaints, find, from_text
 from fundsvc.core.commitment import Secrets, secrets_of
 from fundsvc.core.contracts import CONTRACTS_MAX
@@ -24,9 +25,6 @@ from fundsvc.core.times import AHEAD_SECONDS_MAX
 from fundsvc.mutual.core.terms import Terms, farming_warning
 
 ENVIRONMENT_PREFIX = "FUNDSVC_"
-
-CONFIG_FILE_VARIABLE = "FUNDSVC_CONFIG"
-"""Names the configuration file, for environments that cannot pass --config."""
 
 FILE_SUFFIX = "_FILE"
 """Marks a variable that names a file with the value. Official container images use the same suffix."""
@@ -200,12 +198,14 @@ class LedgerConfig(Section, frozen=True):
 
 
 class TokenConfig(Section, frozen=True):
-    """The signature and claims that access tokens must have."""
+    """The signature, claims and lifetime that access tokens must have, and the file with the ids of revoked ones."""
 
     secret: Secret = ""
     keys: str = ""
+    revoked: str = ""
     audience: Name = "fundsvc"
     leeway_seconds: Annotated[float, msgspec.Meta(ge=0, le=600)] = 30.0
+    hours_max: Annotated[float, msgspec.Meta(gt=0, le=8760)] = 168.0
 
 
 class WebsocketConfig(Section, frozen=True):
@@ -288,10 +288,11 @@ class AuditConfig(Section, frozen=True):
 
 
 class LogConfig(Section, frozen=True):
-    """Level and format of log lines."""
+    """Level and format of log lines, and the file of operator actions."""
 
     level: Literal["debug", "info", "warning", "error"] = "info"
     format: Literal["console", "json"] = "console"
+    actions: str = ""
 
 
 class Config(Section, frozen=True):
@@ -324,18 +325,29 @@ class Config(Section, frozen=True):
 def load_config(path: Path | None, environment: Mapping[str, str] = os.environ) -> Config:
     """Reads the configuration from a file (None: the defaults) and from the environment, which overrides it.
 
-    Raises ConfigError with all errors.
+    Raises ConfigError with all problems.
     """
-    values = _read_file(path) if path else {}
-    overrides = [_override(name, environment) for name in environment if _is_ours(name)]
+    config, problems = read_config(path, environment)
+    if problems:
+        raise ConfigError("configuration: " + "\n".join(problems))
+    return config
+
+
+def read_config(path: Path | None, environment: Mapping[str, str] = os.environ) -> tuple[Config, list[str]]:
+    """Returns the configuration of a file and the environment without its wrong values, and all problems."""
+    problems: list[str] = []
+    values = _read_file(path, problems) if path else {}
+    overrides = [found for name in environment if _is_ours(name) and (found := _override(name, environment, problems))]
     for override in sorted(overrides, key=lambda override: len(override.path)):  # a table before the keys in it
-        _put(values, override)
+        _put(values, override, problems)
+    names = {".".join(override.path): override.name for override in overrides}
     wrong = list(complaints(values, Config))
-    if wrong:
-        names = {".".join(override.path): override.name for override in overrides}
-        lines = (f"{text} (set by {names[path]})" if path in names else text for path, text in wrong)
-        raise ConfigError("configuration: " + "\n".join(lines))
-    return msgspec.convert(values, Config)
+    problems += (f"{text} (set by {names[path]})" if path in names else text for path, text in wrong)
+    while wrong:  # a rule about several keys may need a wrong one, so the values that remain are checked again
+        for complaint in wrong:
+            _drop(values, complaint.path)
+        wrong = list(complaints(values, Config))
+    return msgspec.convert(values, Config), problems
 
 
 class _Override(NamedTuple):
@@ -346,50 +358,68 @@ class _Override(NamedTuple):
     value: Any
 
 
-def _read_file(path: Path) -> dict[str, Any]:
+def _read_file(path: Path, problems: list[str]) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text())
     except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}") from None
+        problems.append(f"cannot read {path}: {error.strerror}")
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not TOML: {error}") from None
+        problems.append(f"{path} is not TOML: {error}")
+    return {}
 
 
 def _is_ours(name: str) -> bool:
     return name.startswith(ENVIRONMENT_PREFIX) and name != CONFIG_FILE_VARIABLE
 
 
-def _override(name: str, environment: Mapping[str, str]) -> _Override:
+def _override(name: str, environment: Mapping[str, str], problems: list[str]) -> _Override | None:
     plain = name.removesuffix(FILE_SUFFIX)
     key = find(Config, plain.removeprefix(ENVIRONMENT_PREFIX).lower())
     if key is None or len(key.path) == 1:
-        raise ConfigError(f"environment variable {name} is not a configuration key (FUNDSVC_<SECTION>_<KEY>)")
-    text = environment[name]
-    if plain != name:
-        if plain in environment:
-            raise ConfigError(f"environment variables {plain} and {name} are both set: remove one")
-        text = _read_value(name, text)
+        problems.append(f"environment variable {name} is not a configuration key (FUNDSVC_<SECTION>_<KEY>)")
+        return None
+    if plain != name and plain in environment:
+        problems.append(f"environment variables {plain} and {name} are both set: remove one")
+        return None
+    text = environment[name] if plain == name else _read_value(name, environment[name], problems)
     try:
-        return _Override(name, key.path, from_text(text, key.kind))
+        return None if text is None else _Override(name, key.path, from_text(text, key.kind))
     except ValueError as error:
-        raise ConfigError(f"environment variable {name} must be JSON, {allowed(key.kind)}: {error}") from None
+        problems.append(f"environment variable {name} must be JSON, {allowed(key.kind)}: {error}")
+        return None
 
 
-def _put(values: dict[str, Any], override: _Override) -> None:
+def _put(values: dict[str, Any], override: _Override, problems: list[str]) -> None:
     *outer, key = override.path
     table = values
     for depth, name in enumerate(outer, 1):
         table = table.setdefault(name, {})
         if not isinstance(table, dict):
-            raise ConfigError(f"configuration: [{'.'.join(outer[:depth])}] must be a table: {override.name} sets a key of it")
+            problems.append(f"[{'.'.join(outer[:depth])}] must be a table: {override.name} sets a key of it")
+            return
     table[key] = override.value
 
 
-def _read_value(name: str, path: str) -> str:
-    """Returns a file's content without the final newline that editors and shells add."""
+def _drop(values: dict[str, Any], path: str) -> None:
+    """Removes the value at a dotted path; the whole section if a name in the path contains dots; everything for ""."""
+    section, *names = path.split(".")
+    table: Any = values.get(section)
+    for name in names[:-1]:
+        table = table.get(name) if isinstance(table, dict) else None
+    if names and isinstance(table, dict) and names[-1] in table:
+        del table[names[-1]]
+    elif section in values:
+        del values[section]
+    else:
+        values.clear()
+
+
+def _read_value(name: str, path: str, problems: list[str]) -> str | None:
+    """Returns a file's content without the final newline that editors and shells add; None if it cannot be read."""
     try:
         return Path(path).read_text().removesuffix("\n")
     except OSError as error:
-        raise ConfigError(f"environment variable {name}: cannot read {path}: {error.strerror}") from None
+        problems.append(f"environment variable {name}: cannot read {path}: {error.strerror}")
     except ValueError as error:
-        raise ConfigError(f"environment variable {name}: {path} is not text: {error}") from None
+        problems.append(f"environment variable {name}: {path} is not text: {error}")
+    return None

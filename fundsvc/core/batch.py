@@ -103,10 +103,12 @@ class RateState(NamedTuple):
 
 
 class Moved(NamedTuple):
-    """The amounts credited to a fund's balance and repaid by it since the fund was loaded, in atoms."""
+    """What happened to a fund since it was loaded: see `Fund`. Amounts are in atoms."""
 
     credited: int
     repaid: int
+    dried: int
+    guarded: int
 
 
 class Round(NamedTuple):
@@ -252,7 +254,7 @@ class Draft:
         taken = Batch(
             **{name: getattr(self, name) for name in _DRAFTED},
             funds=[fund.state() for fund in self.changed.values()],
-            moved=[Moved(fund.credited, fund.repaid) for fund in self.changed.values()],
+            moved=[Moved(fund.credited, fund.repaid, fund.dried, fund.guarded) for fund in self.changed.values()],
             tranches=[tranche for inventory in inventories for tranche in inventory.take_changed()],
             holdings=[holding for inventory in inventories for holding in inventory.states()],
         )

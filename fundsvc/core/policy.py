@@ -127,10 +127,14 @@ class Peaks:
 
 
 class Guard:
-    """The state of a drawdown guard: it computes the reserve line, below which the fund does not pay, with hysteresis."""
+    """The state of a drawdown guard: it computes the reserve line, below which the fund does not pay, with hysteresis.
+
+    `starts` counts how often the guard became active since it was created or restored.
+    """
 
     def __init__(self, terms: DrawdownGuard, decimals: int, kept: "SavedGuard") -> None:
         self._terms = terms
+        self.starts = 0
         self._minimum = int(terms.minimum_balance * 10**decimals)
         self._peaks = Peaks(int(terms.hours * 3_600_000), kept.peaks)
         self.active = kept.active
@@ -142,8 +146,9 @@ class Guard:
         peak = self._peaks.peak
         if peak < self._minimum or balance >= max(1, share_of(peak, 1 - self._terms.stop)):
             self.active = False
-        elif balance <= share_of(peak, 1 - self._terms.start):
+        elif not self.active and balance <= share_of(peak, 1 - self._terms.start):
             self.active = True
+            self.starts += 1
 
     def forget_after(self, latest_ms: int) -> None:
         """Drops balances after a time (ms), which later balances could not replace."""

@@ -172,7 +172,7 @@ class Session:
             self._metrics.release(self._partition, self._config.stream.partitions)
 
     def _show_halted(self, halted: int) -> None:
-        self._metrics.halted.labels(self._partition).set(halted)
+        self._metrics.show_halted(self._partition, halted)
 
     async def _settle(self, stop: asyncio.Event) -> None:
         """Loads and settles the partition until `stop` is set. After a refusal loads it again on the same connection."""

@@ -22,6 +22,7 @@ from pwd import getpwuid
 from typing import IO, Any, NamedTuple
 
 import psutil
+import structlog
 
 START_SECONDS_MAX = 60.0
 """Recovery after a crash replays all writes since the last checkpoint, which may take a while."""
@@ -36,6 +37,9 @@ PROGRAMS = Path("/var/lib/fundsvc-programs")
 """The directory to which root copies programs that another user cannot reach."""
 
 READABLE = stat.S_IROTH | stat.S_IXOTH
+
+
+log = structlog.get_logger()
 
 
 class EmbeddedError(RuntimeError):
@@ -128,6 +132,7 @@ class Server:
             with self._log.open("ab") as output:
                 child = self._program.spawn(output)
             self._pid_file.write_text(str(child.pid))
+            log.info("embedded server starts", server=self._name, directory=str(self._log.parent))
             child.returncode = 0  # The server may outlive this process: no wait, no warning.
         deadline = time.monotonic() + START_SECONDS_MAX
         while not self._answers():

@@ -26,7 +26,7 @@ import structlog
 
 from fundsvc.config.settings import Config
 from fundsvc.local.server_process import SERVER_USERS, EmbeddedError, Program, Server, give, new_server_user, reachable
-from fundsvc.local.token_secret import SECRET_FILE, stored_secret
+from fundsvc.local.token_secret import REVOKED_FILE, SECRET_FILE, stored_secret
 
 SOCKET_PATH_MAX = 107
 """The kernel's limit for the path of a Unix socket."""
@@ -38,7 +38,7 @@ PASSWORD_FILE = "valkey.password"  # noqa: S105 - its name
 
 OUR_FILES = {
     *("run", "postgres", "postgres.new", "postgres.log", "postgres.pid", "valkey", "valkey.log", "valkey.pid"),
-    *("users.lock", "servers.lock", PASSWORD_FILE, SECRET_FILE),
+    *("users.lock", "servers.lock", PASSWORD_FILE, SECRET_FILE, REVOKED_FILE),
 }
 """The files of a data directory. A directory with other files is not closed to other users automatically."""
 
@@ -210,6 +210,7 @@ class EmbeddedServers:
         """
         if self._postgres_data.exists():
             return
+        log.info("embedded database is created", directory=str(self.directory))
         new = self.directory / "postgres.new"
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir(mode=0o700)

@@ -15,16 +15,24 @@ from fundsvc.config.settings import Config
 SECRET_BYTES = 32
 """The number of bytes that HMAC-SHA256 can use."""
 
-SECRET_FILE, LEDGER_FILE = "token.secret", "ledger.secret"
-"""The files of the token secret and of the ledger secret."""
+SECRET_FILE, LEDGER_FILE, REVOKED_FILE = "token.secret", "ledger.secret", "token.revoked"
+"""The files of the token secret, of the ledger secret, and of the ids of revoked tokens."""
 
 
 def with_secret(config: Config) -> Config:
-    """Returns the configuration with the data directory's token secret, if it uses an embedded server and sets no key."""
+    """Returns the configuration with the data directory's token secret and its file of revoked tokens, unless set.
+
+    Only a configuration that uses an embedded server and sets no key has them.
+    """
     if config.token.secret or config.token.keys or not _is_embedded(config):
         return config
-    secret = stored_secret(Path(config.data.directory))
-    return msgspec.structs.replace(config, token=msgspec.structs.replace(config.token, secret=secret))
+    directory = Path(config.data.directory)
+    token = msgspec.structs.replace(config.token, secret=stored_secret(directory))
+    if not token.revoked:
+        revoked = directory / REVOKED_FILE
+        revoked.touch(mode=0o600)
+        token = msgspec.structs.replace(token, revoked=str(revoked))
+    return msgspec.structs.replace(config, token=token)
 
 
 def with_ledger_secret(config: Config) -> Config:

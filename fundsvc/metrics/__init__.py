@@ -51,7 +51,6 @@ class Metrics:
         disable_created_metrics()  # type: ignore[no-untyped-call]  # They double the number of counters; no alert uses them.
         self.registry = registry = CollectorRegistry()
         self._funds: dict[str, FundMetrics] = {}
-        self._released: dict[str, FundMetrics] = {}
         self._peaks: Mapping[str, int] = {}
         self._audits: dict[str, AuditMetrics] = {}
         self._pools: list[Pool] = []
@@ -94,6 +93,9 @@ class Metrics:
         )
         self.halted = Gauge(
             "fundsvc_partition_halted", "1 while a partition is halted, else 0.", ["partition"], registry=registry
+        )
+        self.halts = Counter(
+            "fundsvc_partition_halts", "Attempts to settle a partition that halted it.", ["partition"], registry=registry
         )
         self.adl_unacknowledged = Gauge(
             "fundsvc_adl_unacknowledged_rounds", "ADL rounds without an acknowledgement.", ["partition"], registry=registry
@@ -176,19 +178,23 @@ class Metrics:
     def own(self, partition: int, epoch: int) -> None:
         """Shows that this process owns a partition."""
         self.owned.labels(partition).set(1)
-        for counted in (self.stream_regressions, self.stream_gaps, self.adl_announced_again, self.halted):
+        for counted in (self.stream_regressions, self.stream_gaps, self.adl_announced_again, self.halted, self.halts):
             counted.labels(partition)
         self.epoch.labels(partition).set(epoch)
 
     def release(self, partition: int, partitions: int) -> None:
-        """Hides a partition that this process no longer owns. The counts are kept in case it owns the partition again."""
+        """Hides a partition that this process no longer owns.
+
+        The counts of its contracts begin at 0 if this process owns it again. Alerts take the first value of a new series as
+        an increase, so that value must not contain what was counted before.
+        """
         self.owned.labels(partition).set(0)
         shown = (self.epoch, self.lag_messages, self.lag_seconds, self.halted)
         adl = (self.adl_unacknowledged, self.adl_unacknowledged_seconds, self.adl_stale_marks, self.adl_stale_books)
         for gauge in (*shown, *adl):
             gauge.remove(partition)
         for symbol in [symbol for symbol in self._funds if partition_of(symbol, partitions) == partition]:
-            self._released[symbol] = self._funds.pop(symbol)
+            del self._funds[symbol]
         for symbol in [symbol for symbol in self._audits if partition_of(symbol, partitions) == partition]:
             del self._audits[symbol]
 
@@ -196,6 +202,11 @@ class Metrics:
         """Shows the number of ADL rounds of a partition without an acknowledgement, and the age of the oldest."""
         self.adl_unacknowledged.labels(partition).set(rounds)
         self.adl_unacknowledged_seconds.labels(partition).set(seconds)
+
+    def show_halted(self, partition: int, halted: int) -> None:
+        """Shows whether an attempt halted a partition (1), or it settles (0)."""
+        self.halted.labels(partition).set(halted)
+        self.halts.labels(partition).inc(halted)
 
     def stale(self, partition: int, marks: int, books: int) -> None:
         """Shows the number of contracts of a partition with a stale mark, and with a stale book."""
@@ -283,7 +294,7 @@ class Metrics:
         """Shows what inventories mean for their funds, by symbol."""
         for symbol, exposure in exposures:
             if symbol in self._funds:
-                self._funds[symbol].exposure = exposure
+                self._funds[symbol].expose(exposure)
 
     def target(self, symbol: str, target: Target) -> None:
         """Shows a fund's target from now on."""
@@ -293,6 +304,8 @@ class Metrics:
     def set_peaks(self, peaks: Mapping[str, int]) -> None:
         """Shows the highest balances of the last eight hours, in atoms. Funds absent from `peaks` use their current balance."""
         self._peaks = peaks
+        for symbol, fund in self._funds.items():
+            fund.set_peak(peaks.get(symbol, 0))
 
     def audited(self, symbol: str, walk: str, *, good: bool, verified_at: float | None) -> None:
         """Shows a walk's result for a ledger: whether its last part had no difference, and when it last verified the end."""
@@ -314,17 +327,18 @@ class Metrics:
     def render(self) -> bytes:
         """Returns the exposition text. It takes long with many contracts, and may run in a thread."""
         now = time.time()
-        funds = list(self._funds.items())
-        views = [FundView(fund, self._peaks.get(symbol, 0), now) for symbol, fund in yielding(funds)]
+        funds = list(self._funds.values())
+        views = [FundView(fund, now) for fund in yielding(funds)]
         contracts = exposition(FUND_FAMILIES, views) + exposition(AUDIT_FAMILIES, list(self._audits.values()))
         return generate_latest(self.registry) + contracts.encode()
 
     def _take_up(self, fund: Fund) -> None:
         symbol = fund.contract.symbol
-        known = self._funds.get(symbol) or self._released.pop(symbol, None)
+        known = self._funds.get(symbol)
         if known:
             known.load(fund)
-        self._funds[symbol] = known or FundMetrics(fund)
+        else:
+            self._funds[symbol] = FundMetrics(fund, self._peaks.get(symbol, 0))
 
     def _list(self, fund: Fund) -> None:
         """Shows a listed contract if it is new, or has no entries, so that its terms may have changed."""

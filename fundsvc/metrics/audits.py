@@ -10,19 +10,22 @@ class AuditMetrics:
     """The audit results of one contract.
 
     By walk: whether the last part had no difference, and when the walk last verified the end of the ledger (seconds since the
-    epoch). `error` is the conservation error in atoms, `lots_error` that of the inventory in lots.
+    epoch). `failures` counts the parts of walks with a difference. `error` is the conservation error in atoms, `lots_error`
+    that of the inventory in lots.
     """
 
     def __init__(self, symbol: str) -> None:
         self.label = labels_text(symbol=symbol)
         self.good: dict[str, bool] = {}
         self.verified_at: dict[str, float] = {}
+        self.failures = 0
         self.error: int | None = None
         self.lots_error: int | None = None
 
     def note(self, walk: str, good: bool, verified_at: float | None) -> None:
         """Records the result of a walk."""
         self.good[walk] = good
+        self.failures += not good
         if verified_at is not None:
             self.verified_at[walk] = verified_at
 
@@ -45,6 +48,13 @@ AUDIT_FAMILIES: tuple[Family[AuditMetrics], ...] = (
         "1 if the last recomputation of a contract's ledger found no difference, else 0.",
         _LABEL,
         AuditMetrics.success,
+    ),
+    Family(
+        "fundsvc_audit_failures_total",
+        "counter",
+        "Recomputed parts of a contract's ledger with a difference.",
+        _LABEL,
+        lambda audit: audit.failures,
     ),
     Family(
         "fundsvc_audit_last_timestamp_seconds",

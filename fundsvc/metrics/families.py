@@ -66,12 +66,25 @@ FUND_FAMILIES: tuple[Family[FundView], ...] = (
         lambda view: view.payable,
     ),
     _money("gauge", "fundsvc_peak", "Highest balance of the last eight hours.", lambda view: view.peak),
+    _money(
+        "gauge",
+        "fundsvc_outstanding_high",
+        "Highest outstanding amount of the last minute.",
+        lambda view: view.outstanding_high,
+    ),
+    _counter("fundsvc_dry_total", "Payments that took the last atom of a fund.", lambda view: view.fund.dry),
+    _counter("fundsvc_dry_seconds_total", "Time with a balance of 0.", lambda view: view.fund.dry_seconds(view.now)),
+    _counter(
+        "fundsvc_guard_starts_total",
+        "How often the drawdown guard of a fund became active.",
+        lambda view: view.fund.guarded,
+    ),
     Family("fundsvc_target", "gauge", "Target size of a fund.", _OF_CURRENCY, lambda view: view.target),
     _gauge("fundsvc_fullness_ratio", "Balance of a fund / its target size.", lambda view: view.fullness),
     _gauge("fundsvc_leverage_cap", "Highest leverage that the fullness of a fund recommends.", lambda view: view.leverage_cap),
     _gauge(
         "fundsvc_drawdown_ratio",
-        "Share of the highest balance of the last eight hours that is lost.",
+        "Share of the highest balance of the last eight hours that was lost within the last minute, at most.",
         lambda view: view.drawdown,
     ),
     *_each(
@@ -182,6 +195,7 @@ FUND_FAMILIES: tuple[Family[FundView], ...] = (
     ),
     _money("gauge", "fundsvc_unrealised_pnl", "Worth of an inventory at the mark.", lambda view: view.unrealised),
     _money("gauge", "fundsvc_equity", "Balance of a fund + worth of its inventory at the mark.", lambda view: view.equity),
+    _money("gauge", "fundsvc_equity_low", "Lowest equity of the last minute.", lambda view: view.equity_low),
     _gauge(
         "fundsvc_inventory_oldest_timestamp_seconds",
         "Time of the oldest tranche of an inventory.",

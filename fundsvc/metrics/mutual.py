@@ -45,6 +45,7 @@ class MutualMetrics:
             "not_configured", "1 for a pool of the ledger that the configuration does not name, else 0."
         )
         self.halted = gauge("halted", "1 while a pool is halted, else 0.")
+        self.halts = counter("halts", "Attempts to settle a pool that halted it.")
         self.lag_messages = gauge("stream_lag_messages", "Messages in a pool's stream that are not settled yet.")
         self.cutoff_seconds = Histogram(
             "fundsvc_mutual_cutoff_seconds",
@@ -59,6 +60,7 @@ class MutualMetrics:
         self.stream_regressions = counter("stream_regressions", "Regressions of a pool's stream.")
         self.stream_gaps = counter("stream_gaps", "Gaps: messages left a pool's stream before they were settled.")
         self.audit_success = gauge("audit_success", "1 if the last audit of a pool's ledger found no difference, else 0.")
+        self.audit_failures = counter("audit_failures", "Audits of a pool's ledger that found a difference.")
         self.audit_last = gauge(
             "audit_last_timestamp_seconds", "Time of the last audit of a pool's ledger to its end without a difference."
         )
@@ -74,8 +76,20 @@ class MutualMetrics:
         self.identity_error.labels(pool).set(0)
         for reason in Reason:
             self.rejected.labels(pool, reason)
-        for counted in (self.duplicates, self.entries, self.stream_regressions, self.stream_gaps):
+        for counted in (
+            self.duplicates,
+            self.entries,
+            self.stream_regressions,
+            self.stream_gaps,
+            self.halts,
+            self.audit_failures,
+        ):
             counted.labels(pool)
+
+    def show_halted(self, pool: str, halted: int) -> None:
+        """Shows whether an attempt halted a pool (1), or it settles (0)."""
+        self.halted.labels(pool).set(halted)
+        self.halts.labels(pool).inc(halted)
 
     def release(self, pool: str) -> None:
         """Hides a pool that this process no longer settles. The counts are kept."""
@@ -85,6 +99,7 @@ class MutualMetrics:
     def audited(self, pool: str, *, good: bool) -> None:
         """Shows whether the audit of a pool found no difference."""
         self.audit_success.labels(pool).set(good)
+        self.audit_failures.labels(pool).inc(not good)
         if good:
             self.audit_last.labels(pool).set_to_current_time()
 

@@ -397,6 +397,17 @@ UPDATE partitions SET owner = NULL, lease_until = NULL WHERE partition = $1 AND 
 -- name: partitions
 SELECT partition, epoch, owner, last_id, messages, events, partial_id, halted, duplicates, lease_until > clock_timestamp() AS live FROM partitions ORDER BY partition;
 
+-- name: engines
+SELECT engine, since, extract(epoch FROM clock_timestamp() - seen_at)::float8 AS silent FROM engines ORDER BY since, engine;
+
+-- name: rejected_waiting
+SELECT reason, count(*) AS events FROM rejected WHERE settled_at IS NULL GROUP BY reason ORDER BY reason;
+
+-- name: waiting
+SELECT (SELECT count(*) FROM stream_gaps WHERE acknowledged_at IS NULL) AS gaps,
+       (SELECT count(*) FROM adl_orders WHERE state = 'open') AS orders,
+       (SELECT coalesce(array_agg(symbol ORDER BY symbol), '{}') FROM contracts WHERE suspended) AS suspended;
+
 -- name: contracts
 SELECT c.symbol, c.partition, c.settle_currency, c.settle_decimals, c.price_decimals, c.multiplier, c.is_inverse,
        c.specification, c.suspended, c.closed_at, c.closed_seq, c.closed_price

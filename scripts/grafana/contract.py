@@ -153,10 +153,18 @@ def _balance() -> list[AnyPanel]:
         ),
         lines(
             "Drawdown",
-            "Share by which the balance is below its peak of 8 hours.",
+            "Largest share of each minute by which the balance is below its peak of 8 hours.",
             SHARE,
             Query(f"symbol:fundsvc_drawdown_ratio:max{{{OF}}}", "drawdown"),
             thresholds=limits.bad_from("FundDrawdown"),
+            width=THIRD,
+        ),
+        lines(
+            "Share of time without a balance",
+            "Time with a balance of 0; a fund may run dry and be filled between two scrapes.",
+            SHARE,
+            Query(pace("fundsvc_dry_seconds_total", of=OF), "dry"),
+            width=THIRD,
         ),
         lines(
             "Fullness",
@@ -164,6 +172,7 @@ def _balance() -> list[AnyPanel]:
             SHARE,
             Query(f"symbol:fundsvc_fullness_ratio:max{{{OF}}}", "fullness"),
             thresholds=limits.bad_until("FundBelowTarget"),
+            width=THIRD,
         ),
     ]
 

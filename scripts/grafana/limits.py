@@ -19,8 +19,8 @@ _ALERTS = {rule["alert"]: rule for group in yaml.safe_load(_RULES.read_text())["
 
 
 def limit(alert: str) -> float:
-    """Returns the number at the end of an alert's expression."""
-    found = re.search(r"(?:[<>]=?|==) ([\d.]+)$", _ALERTS[alert]["expr"])
+    """Returns the number at the end of an alert's expression; parentheses may close after it."""
+    found = re.search(r"(?:[<>]=?|==) ([\d.]+)\)*$", _ALERTS[alert]["expr"])
     assert found, f"{alert} does not end with a comparison with a number"
     return float(found[1])
 

@@ -10,6 +10,7 @@ from panels import (
     MONEY,
     MULTIPLE,
     QUARTER,
+    SECONDS,
     SHARE,
     SIXTH,
     THIRD,
@@ -23,7 +24,7 @@ from panels import (
     number,
     rows,
 )
-from promql import flow
+from promql import flow, grown
 
 CHOSEN = 'currency=~"$currency"'
 BALANCE = f"symbol:fundsvc_balance:max{{{CHOSEN}}}"
@@ -113,6 +114,8 @@ def _contracts() -> AnyPanel:
         Column("Equity", amounts["equity"], thresholds=limits.bad_until("EquityNegative")),
         Column("Change", "max by (symbol) (delta(symbol:fundsvc_balance:max[$__range]))"),
         Column("Payable", amounts["payable"], thresholds=limits.bad_until("FundGuardActive")),
+        Column("Times dry", grown("fundsvc_dry_total", "symbol"), COUNT, limits.none_of("FundDry")),
+        Column("Time dry", grown("fundsvc_dry_seconds_total", "symbol"), SECONDS, limits.none_of("FundEmpty")),
         Column("8 h peak", amounts["peak"]),
         Column("Drawdown", "symbol:fundsvc_drawdown_ratio:max", SHARE, limits.bad_from("FundDrawdown")),
         Column("Target", amounts["target"]),

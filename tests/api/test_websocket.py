@@ -91,6 +91,18 @@ async def test_connection_token_is_not_accepted_as_access_token(service):
         assert answer.status == 401
 
 
+async def test_connection_closes_when_its_access_token_is_revoked(config, ledger, tmp_path):
+    revoked = tmp_path / "revoked"
+    revoked.write_text("")
+    async with serving(with_section(config, "token", revoked=str(revoked))) as service:
+        stolen, other = (signed("trader", account="anna", jti=name) for name in ("stolen", "other"))
+        async with service.connected(stolen) as closing, service.connected(other) as staying:
+            revoked.write_text("stolen\n")
+            code, reason = await closing.closed()
+            assert (code, "is revoked" in reason) == (aiohttp.WSCloseCode.POLICY_VIOLATION, True)
+            await staying.subscribe(f"{BALANCE}:AAA")
+
+
 async def test_processes_with_the_same_secret_accept_each_others_connection_tokens(config, ledger):
     async with serving(config) as one, serving(config) as other:
         await other.http.ws_connect("/ws", params={"token": (await one.bullet())["token"]})

@@ -15,7 +15,7 @@ from msgspec import inspect
 
 from fundsvc import __version__ as fundsvc_version
 from fundsvc.cli.configuration import effective, lines
-from fundsvc.config.settings import Config, ConfigError, load_config
+from fundsvc.config.settings import Config, ConfigError, load_config, read_config
 from fundsvc.config.validation import Key, allowed, find, keys, presentable, span, struct_of
 from fundsvc.core.policy import DrawdownGuard
 from fundsvc.mutual.core.terms import Terms
@@ -353,12 +353,50 @@ async def test_config_check_exits_with_2_and_names_the_error(environment, messag
     assert message in done.error
 
 
+async def test_config_check_names_the_problems_of_file_environment_and_secrets_at_once(tmp_path):
+    path = tmp_path / "fundsvc.toml"
+    path.write_text('[http]\nport = -1\n[stream]\nmode = "many"\n[token]\nsecret = "short"\n')
+    environment = {
+        "FUNDSVC_CONFIG": str(path),
+        "FUNDSVC_HTTP_PROT": "1",
+        "FUNDSVC_ENGINE_PORT": "many",
+        "FUNDSVC_CURRENCY_DECIMALS": "USDT=8",
+        "FUNDSVC_DATABASE_DSN_FILE": str(tmp_path / "absent"),
+        "FUNDSVC_LEDGER_SECRET": "short",
+        "FUNDSVC_HTTP_CERTIFICATE": "/nowhere/one.pem",
+    }
+    done = await check(**environment)
+    assert (done.code, done.output) == (2, "")
+    named = ("http.port", "stream.mode", "token.secret has 5", "FUNDSVC_HTTP_PROT", "engine.port", "FUNDSVC_CURRENCY_DECIMALS")
+    for name in (*named, "FUNDSVC_DATABASE_DSN_FILE", "ledger.secret has 5", "http.certificate: cannot read"):
+        assert done.error.count(name) == 1, name
+    assert len(done.error.splitlines()) == 9
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "http = 5",
+        '[stream]\nmode = "sentinel"\nsentinels = 5',
+        '[policy.contracts."A.B"]\nrounds_max = 0',
+        "[http]\ningest_bytes_max = 900000000",
+        "[policy.default.drawdown_guard]\nstart = 0.1",
+    ],
+)
+def test_wrong_values_are_left_out_of_what_is_checked_further(tmp_path, text):
+    path = tmp_path / "fundsvc.toml"
+    path.write_text(text + '\n[log]\nlevel = "debug"\n')
+    config, problems = read_config(path, {})
+    assert len(problems) == 1
+    assert config.log.level == ("debug" if "ingest" not in text else "info")
+
+
 async def test_data_directory_that_cannot_be_created_is_named(tmp_path):
     (tmp_path / "file").touch()
     environment = {**environment_of(NOTHING), "FUNDSVC_DATABASE_DSN": "", "FUNDSVC_STREAM_URL": ""}
     environment["FUNDSVC_DATA_DIRECTORY"] = str(tmp_path / "file" / "data")
     done = await command("migrate", environment=environment)
-    assert (done.code, done.error) == (1, f"fundsvc: {tmp_path}/file/data: Not a directory\n")
+    assert (done.code, done.error.splitlines()[-1]) == (1, f"fundsvc: {tmp_path}/file/data: Not a directory")
 
 
 async def test_version_is_printed_with_any_configuration():

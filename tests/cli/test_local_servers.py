@@ -24,6 +24,8 @@ from fundsvc.local.servers import EmbeddedServers, embedded, package_directory, 
 
 USER = """
 import asyncio, concurrent.futures.thread, os, sys
+from fundsvc.config.settings import LogConfig
+from fundsvc.logs import configure_logs
 from fundsvc.config.settings import Config, DataConfig
 from fundsvc.local.servers import embedded
 
@@ -31,6 +33,8 @@ if len(sys.argv) > 2:  # After the imports: the interpreter may lie where only r
     os.setgroups([])
     os.setgid(int(sys.argv[2]))
     os.setuid(int(sys.argv[2]))
+
+configure_logs(LogConfig(level="error"))
 
 async def main():
     async with embedded(Config(data=DataConfig(sys.argv[1]))):

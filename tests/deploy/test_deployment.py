@@ -178,6 +178,17 @@ def test_an_engine_outside_the_containers_reaches_stream_and_api(compose, local)
     assert "edge" in compose["services"]["valkey"]["networks"]
 
 
+def test_compose_mounts_a_configuration_file_that_overrides_only_what_it_does_not_set(compose, local):
+    services = compose["services"]
+    for name in ("migrate", "engine", "api"):
+        (mount,) = services[name]["volumes"]
+        environment = services[name]["environment"]
+        assert (mount["source"], mount["target"]) == (str(local / "fundsvc.toml"), environment["FUNDSVC_CONFIG"])
+        assert mount["read_only"]
+        config = load_config(local / "fundsvc.toml", readable(environment, local / "secrets"))
+        assert config == load_config(None, readable(environment, local / "secrets"))
+
+
 def test_grafana_provisions_the_mounted_dashboards(compose):
     provisioning = DEPLOY / "grafana" / "provisioning"
     (provider,) = yaml.safe_load((provisioning / "dashboards" / "fundsvc.yaml").read_text())["providers"]

@@ -3,6 +3,7 @@
 import ast
 import asyncio
 import io
+import itertools
 import json
 import logging
 import re
@@ -24,6 +25,7 @@ from eventually import eventually
 from ledgers import fill, listing
 from live import serving
 from raw import raw
+from structlog.testing import capture_logs
 from test_engine import running, stopped
 from tokens import bearer, with_secret
 
@@ -31,7 +33,7 @@ from fundsvc.api.http.application import make_app
 from fundsvc.api.http.middleware import Middleware
 from fundsvc.api.http.routes import Endpoint
 from fundsvc.api.http.server import serve
-from fundsvc.config.settings import LogConfig
+from fundsvc.config.settings import Config, LogConfig
 from fundsvc.core.batch import Offset
 from fundsvc.core.events import Reason, Rejected
 from fundsvc.core.fund.inventory import Outcome
@@ -40,6 +42,7 @@ from fundsvc.engine.attempts import Part
 from fundsvc.logs import configure_logs, exception_text
 from fundsvc.logs.batches import Course, Orders, Outcomes, Rejections
 from fundsvc.logs.faults import REPEAT_SECONDS, Outage, ThrottledFaults
+from fundsvc.logs.privileged import PrivilegedRequest, PrivilegedRequests
 from fundsvc.metrics import Metrics
 from fundsvc.store.database import StoreFault
 from fundsvc.streams.client import open_client, stream_key
@@ -473,7 +476,8 @@ def test_row_quoted_by_the_database_is_not_logged():
 
 UNCAUGHT = """
 import sys
-from fundsvc.cli.running import cli, run
+from fundsvc.cli.commands import cli
+from fundsvc.cli.running import run
 from fundsvc import __main__
 
 @cli.command()
@@ -512,6 +516,56 @@ async def test_json_logging_writes_nothing_but_json(config, command, parts):
     assert bool(re.fullmatch(r"http://127\.0\.0\.1:\d+", started["listens_on"])) == (command == "api")
     assert lines[-1]["event"] == "stopped"
     assert 0 <= lines[-1]["seconds"] < 3
+
+
+@pytest.mark.alone
+async def test_first_start_says_what_it_does_at_once(tmp_path):
+    environment = environment_of(Config(), FUNDSVC_LOG_FORMAT="json", FUNDSVC_LOG_LEVEL="info", FUNDSVC_HTTP_PORT="0")
+    environment |= {"FUNDSVC_DATABASE_DSN": "", "FUNDSVC_STREAM_URL": "", "FUNDSVC_DATA_DIRECTORY": str(tmp_path / "data")}
+    begun = time.monotonic()
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "fundsvc", "up", env=environment, stderr=asyncio.subprocess.PIPE
+    )
+    lines = [json.loads(await asyncio.wait_for(process.stderr.readline(), 30))]
+    seconds = time.monotonic() - begun
+    while lines[-1]["event"] != "started":
+        lines.append(json.loads(await asyncio.wait_for(process.stderr.readline(), 60)))
+    process.terminate()
+    await process.communicate()
+    check_documented(lines)
+    assert seconds < 1
+    assert (lines[0]["event"], lines[0]["command"], lines[0]["database"]) == ("starting", "up", "embedded")
+    assert lines[0]["data_directory"] == str(tmp_path / "data")
+    events = [line["event"] for line in lines]
+    making = ["embedded database is created", "embedded server starts", "embedded server starts", "schema upgrades"]
+    assert [event for event in events if event in making] == making
+
+
+async def test_privileged_requests_are_logged_with_bearer_and_reason(quick, logged):
+    async with serving(quick) as service:
+        for role, headers in (("risk", {"X-Reason": "complaint 12"}), ("risk", {"X-Reason": "complaint 12"}), ("engine", {})):
+            given = bearer(role, sub="desk", jti="an-id") | headers
+            async with service.http.get("/api/v1/ingest/cursor", headers=given) as answer:
+                assert answer.status == 200
+        async with service.http.get("/api/v1/ingest/cursor", headers=bearer("trader", account="secret-anna")) as answer:
+            assert answer.status == 403
+        async with service.http.get("/api/v1/insurance-fund", headers=bearer("risk")) as answer:
+            assert answer.status == 200
+    lines = logged.lines("privileged request")
+    check_documented(lines)
+    assert [(line["role"], line["who"], line["token"], line["why"], line["count"]) for line in lines] == [
+        ("risk", "desk", "an-id", "complaint 12", 1),
+        ("engine", "desk", "an-id", "", 1),
+    ]
+
+
+def test_repeated_privileged_requests_share_a_line_each_minute():
+    clock, request = itertools.count(step=20), PrivilegedRequest("engine", "a", "id", "POST", "/api/v1/ingest/events", "")
+    with capture_logs() as lines:
+        requests = PrivilegedRequests(structlog.get_logger(), lambda: next(clock))
+        for _ in range(8):
+            requests.note(request)
+    assert [line["count"] for line in lines] == [1, 3, 3]
 
 
 async def test_failed_start_is_one_line(config):

@@ -4,6 +4,7 @@ import asyncio
 import re
 import time
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import get_args
 
@@ -28,9 +29,11 @@ from fundsvc.core.contracts import Contract
 from fundsvc.core.fund.inventory import Outcome
 from fundsvc.core.fund.settlement import Fund, FundState
 from fundsvc.core.partition import Partition
+from fundsvc.core.policy import DrawdownGuard, Policy
 from fundsvc.engine.engine import Engine
 from fundsvc.metrics import Metrics
 from fundsvc.metrics.exposition import Family, exposition, labels_text
+from fundsvc.metrics.extremes import Extreme
 from fundsvc.store.database import open_pool
 from fundsvc.streams.client import open_client
 from fundsvc.streams.producer import Producer
@@ -283,8 +286,94 @@ def batch_of(*events):
     return partition.take()
 
 
+class TestShortStates:
+    """What changes and changes back within one transaction or one second is counted, or shown for a minute."""
+
+    def shown(self, *batches, policy=Policy(), balance=0):  # noqa: B008 - frozen
+        metrics = Metrics()
+        fund = Fund(CONTRACT, FundState(CONTRACT.symbol, balance=balance * ATOMS), policy)
+        metrics.loaded([fund], [])
+        partition = Partition(0, 1, [fund], {"USDT": 8}, 10)
+        for events in batches:
+            for event in events:
+                partition.apply(event)
+            metrics.committed(partition.take(), Durations(0.0, 0.0, 0.0))
+        return partial(sample_sum, metrics)
+
+    def test_fund_that_is_dry_within_a_transaction_is_counted(self):
+        fills = [fill("AAA", seq, worth) for seq, worth in enumerate((10, -10, 10, -9, -1, -5, 7), 1)]
+        shown = self.shown(fills)
+        assert shown("fundsvc_balance") == 2
+        assert shown("fundsvc_dry_total") == 2
+
+    def test_balance_that_moves_to_another_contract_does_not_run_dry(self):
+        fund = Fund(CONTRACT, FundState(CONTRACT.symbol, balance=10))
+        fund.carry_out("BBB", 0)
+        assert (fund.balance, fund.dried) == (0, 0)
+
+    @pytest.mark.parametrize("adopted", [None, Policy(drawdown_guard=DrawdownGuard(start=0.2, stop=0.1))])
+    def test_each_start_of_the_drawdown_guard_is_counted(self, adopted):
+        fund = Fund(CONTRACT, FundState(CONTRACT.symbol), Policy(drawdown_guard=DrawdownGuard()))
+        fund.settle(fill("AAA", 1, 100))
+        for seq in (2, 4):
+            fund.settle(fill("AAA", seq, -40))
+            fund.settle(fill("AAA", seq + 1, 40))
+        if adopted:
+            fund.adopt(adopted, 2)
+            fund.settle(fill("AAA", 6, -25))
+        assert fund.guarded == (3 if adopted else 2)
+
+    def test_largest_drawdown_of_the_last_minute_is_shown(self):
+        shown = self.shown([fill("AAA", 1, 100)], [fill("AAA", 2, -60)], [fill("AAA", 3, 60)])
+        assert shown("fundsvc_balance") == 100
+        assert shown("fundsvc_drawdown_ratio") == pytest.approx(0.6)
+
+    def test_new_fund_has_no_drawdown(self):
+        shown = self.shown([fill("AAA", 1, 100)])
+        assert shown("fundsvc_peak") == 100
+        assert shown("fundsvc_drawdown_ratio") == 0
+
+    def test_time_without_a_balance_is_counted(self):
+        shown = self.shown([fill("AAA", 1, 100)], balance=0)
+        before = shown("fundsvc_dry_seconds_total")
+        assert 0 < before < 1
+        assert shown("fundsvc_dry_seconds_total") == before
+
+    @pytest.mark.parametrize(
+        ("choose", "at", "expected"),
+        [(min, 61, 1), (min, 125, 1), (min, 185, 5), (max, 61, 9), (max, 125, 9), (max, 185, 5)],
+    )
+    def test_extreme_stays_for_a_minute_at_least(self, choose, at, expected):
+        extreme = Extreme(choose, 5, 0.0)
+        for value in (1, 9, 5):
+            extreme.note(value, 61.0)
+        assert extreme.at(at) == expected
+
+    def test_value_before_a_quiet_time_counts_in_the_minute_of_the_change(self):
+        extreme = Extreme(min, 3, 0.0)
+        extreme.note(8, 600.0)
+        assert [extreme.at(now) for now in (600.0, 660.0, 720.0)] == [3, 3, 8]
+
+    def test_halts_are_counted_although_the_partition_settles_again(self):
+        metrics = Metrics()
+        metrics.own(0, 1)
+        for halted in (1, 0, 1, 0):
+            metrics.show_halted(0, halted)
+        assert sample_sum(metrics, "fundsvc_partition_halted") == 0
+        assert sample_sum(metrics, "fundsvc_partition_halts_total", partition="0") == 2
+
+    def test_audit_that_found_a_difference_once_is_counted(self):
+        metrics = Metrics()
+        for good in (True, False, True):
+            metrics.audited("AAA", "newest", good=good, verified_at=None)
+            metrics.mutual.audited("USDT", good=good)
+        assert sample_sum(metrics, "fundsvc_audit_success") == sample_sum(metrics, "fundsvc_mutual_audit_success") == 1
+        assert sample_sum(metrics, "fundsvc_audit_failures_total", symbol="AAA") == 1
+        assert sample_sum(metrics, "fundsvc_mutual_audit_failures_total", pool="USDT") == 1
+
+
 class TestLettingGo:
-    def test_released_partition_is_hidden_and_its_counters_continue_later(self):
+    def test_released_partition_is_hidden_and_its_counters_begin_again(self):
         metrics = Metrics()
         metrics.own(0, 1)
         metrics.loaded([Fund(CONTRACT, FundState(CONTRACT.symbol, balance=5 * ATOMS))], [])
@@ -299,7 +388,7 @@ class TestLettingGo:
         metrics.own(0, 3)
         metrics.loaded([Fund(CONTRACT, FundState(CONTRACT.symbol, balance=7 * ATOMS))], [])
         assert sample_sum(metrics, "fundsvc_balance") == 7
-        assert sample_sum(metrics, "fundsvc_entries_total", kind="flat") == 3
+        assert sample_sum(metrics, "fundsvc_entries_total", kind="flat") == 0
         assert sample_sum(metrics, "fundsvc_partition_epoch") == 3
 
     def test_loaded_orders_are_the_open_orders(self):

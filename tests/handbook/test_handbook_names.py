@@ -10,7 +10,7 @@ from test_logs import documented
 from test_openapi import application, config, world  # noqa: F401 - fixtures
 from test_runbook import CHAPTERS, ROOT, invocations
 
-from fundsvc.__main__ import cli
+from fundsvc.cli.commands import cli, load
 from fundsvc.config.settings import Config
 from fundsvc.config.validation import find, keys
 
@@ -84,6 +84,7 @@ def commands_of(command, context, path=()):
 
 
 def test_every_command_is_in_the_handbook():
+    load()
     command = typer.main.get_command(cli)
     existing = {" ".join(path) for path in commands_of(command, command.make_context("fundsvc", [], resilient_parsing=True))}
     named = set()

@@ -30,8 +30,8 @@ from prometheus_server import free_port, needs_prometheus, prometheus
 from test_engine import running
 from tokens import SECRET, with_secret
 
-from fundsvc.__main__ import cli
 from fundsvc.app import http_side
+from fundsvc.cli.commands import cli, load
 from fundsvc.metrics import Metrics
 from fundsvc.store.database import open_pool
 from fundsvc.streams.client import open_client
@@ -99,6 +99,7 @@ def invocations():
 
 def resolve(words):
     """Walks the command tree; returns the command and the remaining words."""
+    load()
     command = typer.main.get_command(cli)
     context = command.make_context("fundsvc", [], resilient_parsing=True)
     while words and hasattr(command, "commands") and not words[0].startswith("-"):

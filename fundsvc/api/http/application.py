@@ -76,7 +76,11 @@ def make_app(middleware: Middleware, table: Iterable[Route | Endpoint]) -> web.A
     """Returns an application that serves a table. The caller closes what the handlers use."""
     application = web.Application()
     served = endpoints(table)
-    middleware.install(application, {endpoint.path: endpoint.format_error for endpoint in served})
+    middleware.install(
+        application,
+        {endpoint.path: endpoint.format_error for endpoint in served},
+        {endpoint.path for endpoint in served if endpoint.roles or endpoint.token_optional},
+    )
     for endpoint in served:
         charged = middleware.charging(endpoint.cost, endpoint.handler)
         handler = with_caller(charged, endpoint.roles, token_optional=endpoint.token_optional)

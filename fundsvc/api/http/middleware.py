@@ -1,7 +1,7 @@
 """Middleware of all requests: request id, access control, errors, headers, metrics and a log line."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import structlog
 from aiohttp import web
@@ -13,7 +13,16 @@ from fundsvc.api.http.errors import ErrorFormatter, Errors, error_response
 from fundsvc.api.http.request_context import CONTEXT, REQUEST_ID, RequestContext
 from fundsvc.api.http.routes import Cost
 from fundsvc.api.http.tokens import Caller
+from fundsvc.logs.privileged import PrivilegedRequest, PrivilegedRequests
 from fundsvc.metrics import Metrics
+
+REASON = "X-Reason"
+"""The header in which the bearer of a privileged token may give the reason for a request, for the log."""
+
+REASON_LENGTH_MAX = 200
+
+FAILED = 400
+"""The lowest status of an answer without the requested content."""
 
 log = structlog.get_logger()
 
@@ -26,11 +35,20 @@ class Middleware:
         self._access_control = access_control
         self._errors = Errors()
         self._formatters: dict[str, ErrorFormatter] = {}
+        self._restricted: set[str] = set()
+        self._privileged = PrivilegedRequests(log)
         self._log = log.bind()  # bound once: a disabled debug line then costs nothing
 
-    def install(self, application: web.Application, formatters: Mapping[str, ErrorFormatter]) -> None:
-        """Adds this middleware to an application. `formatters` maps routes to their error formatters."""
+    def install(
+        self, application: web.Application, formatters: Mapping[str, ErrorFormatter], restricted: Iterable[str] = ()
+    ) -> None:
+        """Adds this middleware to an application.
+
+        `formatters` maps routes to their error formatters. `restricted` are the routes that require a token, or show more
+        with one: their answers to engines and risk are logged.
+        """
         self._formatters.update(formatters)
+        self._restricted.update(restricted)
         application.middlewares.append(self._handle)
         application.on_response_prepare.append(self._prepare)
 
@@ -67,7 +85,10 @@ class Middleware:
             response = self._admit(request, context) or await handler(request)
         except Exception as error:  # noqa: BLE001 - `Errors` logs unexpected exceptions
             response = self._errors.answer(request, error, self._formatters.get(_template(request), error_response))
-        self._note(request, _template(request), response, started)
+        route = _template(request)
+        self._note(request, route, response, started)
+        if context.caller and context.caller.role != "trader" and route in self._restricted and response.status < FAILED:
+            self._privileged.note(_kind_of(request, route, context.caller))
         return response
 
     async def _prepare(self, request: web.Request, response: web.StreamResponse) -> None:
@@ -89,6 +110,12 @@ class Middleware:
         seconds = time.perf_counter() - started
         self._metrics.answered(route, response.status, seconds)
         self._log.debug("request answered", method=request.method, route=route, status=response.status, seconds=seconds)
+
+
+def _kind_of(request: web.Request, route: str, caller: Caller) -> PrivilegedRequest:
+    """Returns what is logged of a privileged request: the route's template, because paths and queries may name accounts."""
+    why = request.headers.get(REASON, "")[:REASON_LENGTH_MAX]
+    return PrivilegedRequest(caller.role, caller.subject, caller.token_id, request.method, route, why)
 
 
 def _template(request: web.Request) -> str:

@@ -3,11 +3,15 @@
 A shared secret verifies HS256. The public keys in a JWKS file verify RS256 and ES256; the service never has the private keys.
 The token names its algorithm, and only keys configured for exactly that algorithm are used. A public key can therefore not
 serve as a secret, and `none` is never accepted.
+
+A token is valid until it expires, at most `token.hours_max` hours from now, or until its id (`jti`) is revoked.
 """
 
+import secrets
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Generic, Literal, NamedTuple, TypeVar
 
 import jwt
 import msgspec
@@ -27,6 +31,8 @@ TIMES = frozenset({"exp", "nbf", "iat"})
 SECONDS_MAX = TIMESTAMP_MAX // 1000
 """The year 9999, as for all times of the service. Milliseconds of any day since 1978 exceed it."""
 
+Content = TypeVar("Content")
+
 Role = Literal["trader", "engine", "risk"]
 """`trader` reads one account, `engine` posts events, `risk` reads all accounts."""
 
@@ -34,11 +40,12 @@ log = structlog.get_logger()
 
 
 class Caller(NamedTuple):
-    """The identity in a token. `account` is "" unless the role is `trader`."""
+    """The identity in a token, and the token's id, "" without one. `account` is "" unless the role is `trader`."""
 
     role: Role
     account: str
     subject: str
+    token_id: str = ""
 
     @property
     def client(self) -> str:
@@ -50,6 +57,7 @@ class _Claims(msgspec.Struct):
     role: Role
     account: Account | None = None
     sub: Annotated[str, msgspec.Meta(max_length=256)] = ""
+    jti: Annotated[str, msgspec.Meta(max_length=256)] = ""
 
 
 class Tokens:
@@ -60,6 +68,7 @@ class Tokens:
             raise ConfigError(f"token.secret has {len(config.secret)} characters: use at least {SECRET_LENGTH_MIN}")
         self._config = config
         self._keys = KeyFile(Path(config.keys)) if config.keys else None
+        self._revoked = RevokedTokens(Path(config.revoked)) if config.revoked else None
 
     @property
     def configured(self) -> bool:
@@ -69,7 +78,7 @@ class Tokens:
     def read(self, token: str) -> Caller:
         """Returns the caller of a token; raises WrongToken or ExpiredToken, whose messages never quote the token."""
         try:
-            return _caller(self._claims(token))
+            caller = _caller(self._claims(token))
         except (jwt.ExpiredSignatureError, jwt.ImmatureSignatureError) as error:
             raise ExpiredToken(
                 f"{error}: get a new token; the issuer must have the right time and write it in seconds"
@@ -78,6 +87,13 @@ class Tokens:
             raise WrongToken(f"the token is not accepted: {error}") from None
         except (TypeError, ValueError, ArithmeticError, RecursionError):  # PyJWT does not check the types of headers and claims
             raise WrongToken("the token is not accepted: it is not a JSON Web Token as in RFC 7519") from None
+        if self.is_revoked(caller.token_id):
+            raise WrongToken("the token is revoked: get a new one from its issuer")
+        return caller
+
+    def is_revoked(self, token_id: str) -> bool:
+        """Returns whether the file of revoked tokens names an id; a token without an id cannot be revoked."""
+        return bool(token_id and self._revoked and token_id in self._revoked)
 
     def _claims(self, token: str) -> dict[str, object]:
         header = jwt.get_unverified_header(token)
@@ -91,7 +107,17 @@ class Tokens:
             options={"require": ["exp", "aud"], "enforce_minimum_key_length": True},
         )
         _check_times(claims)
+        self._check_lifetime(claims)
         return claims
+
+    def _check_lifetime(self, claims: dict[str, object]) -> None:
+        """Raises WrongToken for a token that expires too late: a stolen token would be of use for so long."""
+        hours = (float(str(claims["exp"])) - self._config.leeway_seconds - time.time()) / 3600
+        if hours > self._config.hours_max:
+            raise WrongToken(
+                f"the token is valid for another {hours:,.0f} hours: it may be {self._config.hours_max:g} (token.hours_max);"
+                " get one with a shorter lifetime"
+            )
 
     def _key(self, algorithm: str, key_id: object) -> jwt.PyJWK | str:
         if algorithm == "HS256" and self._config.secret:
@@ -106,34 +132,64 @@ class KeyFile:
     """The public keys of a JWKS file. A changed file is read again, so keys rotate without a restart."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
-        self._version = _version(path)
-        try:
-            self._keys = read_keys(path)
-        except OSError as error:
-            raise ConfigError(f"token.keys: cannot read {path}: {error.strerror}") from None
+        self._file = RereadFile("token.keys", path, read_keys)
 
     def find(self, algorithm: str, key_id: object) -> jwt.PyJWK:
         """Returns the key for an algorithm and a key id; the id is optional if one key fits. Raises WrongToken."""
-        self._refresh()
-        fitting = [key for key in self._keys if key.algorithm_name == algorithm and key_id in {None, key.key_id}]
+        match self._file.refresh():
+            case "":
+                log.info("keys read", keys=[key.key_id for key in self._file.content])
+            case str(error):
+                log.warning("keys unreadable", error=error)
+        fitting = [key for key in self._file.content if key.algorithm_name == algorithm and key_id in {None, key.key_id}]
         if len(fitting) != 1:
             raise WrongToken(
                 f"{len(fitting)} configured keys match the token's algorithm {algorithm} and its `kid`: exactly one must match"
             )
         return fitting[0]
 
-    def _refresh(self) -> None:
-        """Reads a changed file. If it is unreadable or invalid, the previous keys stay in use."""
+
+class RevokedTokens:
+    """The ids (`jti`) of revoked tokens in a file, one a line, with a comment after `#`. A changed file is read again."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = RereadFile("token.revoked", path, read_revoked)
+
+    def __contains__(self, token_id: str) -> bool:
+        match self._file.refresh():
+            case "":
+                log.info("revocations read", tokens=len(self._file.content))
+            case str(error):
+                log.warning("revocations unreadable", error=error)
+        return token_id in self._file.content
+
+
+class RereadFile(Generic[Content]):
+    """The content of a file that may change. A file that becomes unreadable or invalid leaves the previous content in use.
+
+    Raises ConfigError, with the name of the `setting`, if the first read fails.
+    """
+
+    def __init__(self, setting: str, path: Path, read: Callable[[Path], Content]) -> None:
+        self._path = path
+        self._read = read
+        self._version = _version(path)
+        try:
+            self.content = read(path)
+        except OSError as error:
+            raise ConfigError(f"{setting}: cannot read {path}: {error.strerror}") from None
+
+    def refresh(self) -> str | None:
+        """Reads a changed file. Returns None if it is unchanged or the failure is known, "" for new content, else the error."""
         version = _version(self._path)
         if version == self._version:
-            return
+            return None
         self._version = version
         try:
-            self._keys = read_keys(self._path)
-            log.info("keys read", keys=[key.key_id for key in self._keys])
+            self.content = self._read(self._path)
         except (OSError, ConfigError) as error:
-            log.warning("keys unreadable", error=str(error))
+            return str(error)
+        return ""
 
 
 def read_keys(path: Path) -> list[jwt.PyJWK]:
@@ -148,12 +204,29 @@ def read_keys(path: Path) -> list[jwt.PyJWK]:
     return keys
 
 
+def read_revoked(path: Path) -> frozenset[str]:
+    """Returns the ids in a file of revoked tokens; raises OSError, or ConfigError if it is not text."""
+    try:
+        words = (line.partition("#")[0].strip() for line in path.read_text().splitlines())
+    except UnicodeDecodeError:
+        raise ConfigError(f"token.revoked: {path} is not text: write one id (`jti`) a line") from None
+    return frozenset(word for word in words if word)
+
+
 def mint(config: TokenConfig, role: Role, account: str, subject: str, seconds: float) -> str:
-    """Returns a token that expires after `seconds`, signed with the secret."""
+    """Returns a token with an id of its own (`jti`) that expires after `seconds`, signed with the secret."""
     now = int(time.time())
-    claims = {"aud": config.audience, "iat": now, "exp": now + int(seconds), "role": role}
+    claims = {"aud": config.audience, "iat": now, "exp": now + int(seconds), "role": role, "jti": secrets.token_urlsafe(12)}
     named = {"account": account, "sub": subject}
     return jwt.encode({**claims, **{name: value for name, value in named.items() if value}}, config.secret, "HS256")
+
+
+def id_of(token: str) -> str:
+    """Returns the `jti` of a token without a check of its signature, "" if it has none; raises ValueError for another text."""
+    try:
+        return str(jwt.decode(token, options={"verify_signature": False}).get("jti", ""))
+    except jwt.PyJWTError:
+        raise ValueError("the text is not a JSON Web Token as in RFC 7519") from None
 
 
 def _version(path: Path) -> tuple[int, int, int] | None:
@@ -179,7 +252,7 @@ def _caller(claims: dict[str, object]) -> Caller:
     except msgspec.ValidationError as error:
         raise WrongToken(f"the token's claims are invalid: {error}") from None
     if read.role != "trader":
-        return Caller(read.role, "", read.sub)
+        return Caller(read.role, "", read.sub, read.jti)
     if read.account is None or not read.account.isprintable():
         raise WrongToken("a trader's token must name an `account`")
-    return Caller(read.role, read.account, read.sub)
+    return Caller(read.role, read.account, read.sub, read.jti)

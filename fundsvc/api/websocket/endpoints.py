@@ -16,7 +16,7 @@ from fundsvc.api.http.client_address import address_of
 from fundsvc.api.http.errors import BadParameter, TooManyRequests, Unavailable
 from fundsvc.api.http.routes import JSON, Endpoint, Media
 from fundsvc.api.http.slots import Slots
-from fundsvc.api.http.tokens import Caller
+from fundsvc.api.http.tokens import Caller, Tokens
 from fundsvc.api.websocket.balances import Balances
 from fundsvc.api.websocket.connection import Connection
 from fundsvc.api.websocket.entries import Entries
@@ -43,6 +43,9 @@ TOKEN_SECONDS = 60
 """How long a connection token is valid. Clients connect at once; an open connection outlives its token."""
 
 AUDIENCE = "fundsvc websocket"
+
+REVOCATION_SECONDS = 1.0
+"""The interval at which a private connection checks that its access token is not revoked: one `stat` of a file."""
 
 RETRY_AFTER_SECONDS = 60
 """`Retry-After` for a client at its limit of connections: a silent connection is closed within that time."""
@@ -87,6 +90,7 @@ class WebSocketEndpoints:
         self._metrics = metrics
         self._subscribers: set[Subscriber] = set()
         self._slots = Slots(config.websocket.clients_max, config.websocket.client_connections_max)
+        self._access_tokens = Tokens(config.token)
         self._tokens = ConnectionTokens(config.token.secret, AUDIENCE, config.token.leeway_seconds)
         bullet = {200: Media(JSON, BulletAnswer, in_envelope=True)}
         self.endpoints = (
@@ -149,11 +153,20 @@ class WebSocketEndpoints:
                 numbers=numbers,
                 queue_bytes_max=self._config.websocket.queue_bytes_max,
             )
+            watching = tasks.create_task(self._close_when_revoked(subscriber, claims.access_token))
             with self._counted(subscriber):
                 subscriber.send(welcome(request.query.get("connectId", "")[:CONNECT_ID_LENGTH_MAX]))
                 await Connection(socket, subscriber, self._topics, self._config.websocket, self._metrics, tasks).run()
+            watching.cancel()
             if not subscriber.closed:
                 await socket.close()
+
+    async def _close_when_revoked(self, subscriber: Subscriber, access_token: str) -> None:
+        """Closes a connection soon after the access token with which it was requested is revoked."""
+        while access_token and not subscriber.closed:
+            await asyncio.sleep(REVOCATION_SECONDS)
+            if self._access_tokens.is_revoked(access_token):
+                subscriber.close(WSCloseCode.POLICY_VIOLATION, "the access token of this connection is revoked")
 
     async def close_connections(self, _application: web.Application) -> None:
         """Closes all connections because the service stops."""
@@ -169,8 +182,9 @@ class WebSocketEndpoints:
             ping_interval=round(config.ping_interval_seconds * 1000),
             ping_timeout=round(config.ping_timeout_seconds * 1000),
         )
-        role, account = (caller.role, caller.account) if caller else ("", "")
-        token = self._tokens.sign(role, account, address_of(request, self._config.http.proxies), TOKEN_SECONDS)
+        role, account, access_token = (caller.role, caller.account, caller.token_id) if caller else ("", "", "")
+        client = address_of(request, self._config.http.proxies)
+        token = self._tokens.sign(role, account, client, TOKEN_SECONDS, access_token)
         answer = BulletAnswer(token, [server])
         return web.Response(body=msgspec.json.encode(Envelope(data=answer)), content_type=JSON)
 

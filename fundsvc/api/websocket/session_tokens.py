@@ -20,13 +20,15 @@ _REQUIRED = ["exp", "aud", "account", "role", "client", "jti"]
 class Claims(NamedTuple):
     """The claims of a connection token: role and account, id, and the time in seconds at which it expires.
 
-    Role and account are "" without an access token.
+    `access_token` is the id of the access token with which it was requested. Role, account and this id are "" without an
+    access token.
     """
 
     role: str
     account: str
     id: str
     expires: float
+    access_token: str
 
 
 class ConnectionTokens:
@@ -41,10 +43,14 @@ class ConnectionTokens:
         self._redeemed: set[str] = set()
         self._expiring: deque[Claims] = deque()
 
-    def sign(self, role: str, account: str, client: str, seconds: int) -> str:
-        """Returns a token for the address `client`, a role and an account, valid for `seconds`."""
+    def sign(self, role: str, account: str, client: str, seconds: int, access_token: str = "") -> str:
+        """Returns a token for the address `client`, a role and an account, valid for `seconds`.
+
+        `access_token` is the id of the access token with which it was requested.
+        """
         claims = {"aud": self._audience, "exp": int(time.time()) + seconds, "jti": secrets.token_urlsafe(12)}
-        return jwt.encode({**claims, "role": role, "account": account, "client": client}, self._key, "HS256")
+        claims |= {"role": role, "account": account, "client": client, "from": access_token}
+        return jwt.encode(claims, self._key, "HS256")
 
     def verify(self, token: str, client: str) -> Claims:
         """Returns the claims of a token from the address `client`. Raises WrongToken, also if the token was redeemed before."""
@@ -56,7 +62,9 @@ class ConnectionTokens:
             raise _wrong(str(error)) from None
         if claims["client"] != client:
             raise _wrong("it was issued to another address")
-        found = Claims(str(claims["role"]), str(claims["account"]), str(claims["jti"]), claims["exp"] + self._leeway)
+        expires = claims["exp"] + self._leeway
+        ids = str(claims["role"]), str(claims["account"]), str(claims["jti"])
+        found = Claims(*ids, expires, str(claims.get("from", "")))
         if found.id in self._redeemed:
             raise _wrong("it was used before")
         return found

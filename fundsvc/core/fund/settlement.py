@@ -69,7 +69,8 @@ class Fund:
     """The isolated fund of one contract, as of its last entry; see `FundState` for the stored fields.
 
     `open_in_adl` is the amount that open ADL orders still have to recover. `credited` and `repaid` are the amounts credited
-    to the balance and repaid of the outstanding amount since the fund was loaded. `policy_version` is the version of `policy`,
+    to the balance and repaid of the outstanding amount since the fund was loaded, `dried` and `guarded` how often it paid its
+    last atom and how often its drawdown guard became active. `policy_version` is the version of `policy`,
     and `suspended` whether the contract's terms are in doubt. `secret` seals the accounts of new entries; without a secret,
     entries contain the accounts themselves. `inventory` are the positions that the fund holds; None before the first takeover.
     `closing` is the end of the contract; None while it is open. `successor` is the symbol of the contract that continues it,
@@ -78,6 +79,7 @@ class Fund:
 
     __slots__ = (
         "_denominator",
+        "_guarded_before",
         "_numerator",
         "adl",
         "adl_head",
@@ -86,6 +88,7 @@ class Fund:
         "closing",
         "contract",
         "credited",
+        "dried",
         "entry",
         "guard",
         "head",
@@ -132,11 +135,14 @@ class Fund:
         self.open_in_adl = 0
         self.credited = 0
         self.repaid = 0
+        self.dried = 0
+        self._guarded_before = 0
         self._numerator, self._denominator = contract.value_factor()
 
     def adopt(self, policy: Policy, version: int) -> None:
         """Applies another policy. The guard of the new policy continues from the peaks of the old one."""
         kept = self.guard.save() if self.guard else None
+        self._guarded_before = self.guarded
         self.policy, self.policy_version = policy, version
         self.guard = _guard(policy, self.contract, kept)
 
@@ -167,6 +173,11 @@ class Fund:
         if mark is not None:
             self.inventory.reprice(mark)
         return self.inventory
+
+    @property
+    def guarded(self) -> int:
+        """How often the drawdown guard became active since the fund was loaded, also under earlier policies."""
+        return self._guarded_before + (self.guard.starts if self.guard else 0)
 
     @property
     def equity(self) -> int:
@@ -395,6 +406,8 @@ class Fund:
     def _append(self, entry: Entry) -> tuple[Entry, bytes]:
         if entry.change > 0:
             self.credited += entry.change
+        elif entry.change and not entry.balance and entry.kind != "carry_out":
+            self.dried += 1
         self.balance = entry.balance
         self.entry = entry.entry
         self.seq = max(self.seq, entry.seq)

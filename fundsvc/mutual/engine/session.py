@@ -213,7 +213,7 @@ class PoolSession:
         return PoolView(pool.row(), pool.rules, len(distribution), distribution.caps_left)
 
     def _show_halted(self, halted: int) -> None:
-        self._metrics.halted.labels(self._name).set(halted)
+        self._metrics.show_halted(self._name, halted)
 
     async def _tick(self) -> None:
         """Appends a tick by the stream server's clock, once the pool has had an event."""

@@ -3,6 +3,7 @@
 from importlib.resources import files
 from pathlib import Path
 
+import structlog
 from alembic import command
 from alembic.config import Config
 from alembic.migration import MigrationContext
@@ -11,7 +12,9 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from fundsvc.store.database import StoreFault
-from fundsvc.store.schema import check_encoding, check_partitions, is_outdated
+from fundsvc.store.schema import check_encoding, check_partitions, is_outdated, newest_revision
+
+log = structlog.get_logger()
 
 _LOCK = 0x66756E64
 """The number of the advisory lock that serialises concurrent migrations."""
@@ -56,6 +59,7 @@ def _upgrade(connection: Connection) -> None:
     found = MigrationContext.configure(connection).get_current_revision()
     if found and not is_outdated(found):
         return
+    log.info("schema upgrades", schema=found or "none", revision=newest_revision())
     config = alembic_config()
     config.attributes["connection"] = connection
     command.upgrade(config, "head")
