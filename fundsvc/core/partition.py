@@ -53,7 +53,7 @@ from fundsvc.core.fund.settlement import Closing, Fund, FundState
 from fundsvc.core.generations import generation_of, public_symbol
 from fundsvc.core.market import Market
 from fundsvc.core.policy import Policies, Policy
-from fundsvc.core.sequences import Numbered, Sequences
+from fundsvc.core.sequences import Numbered, Sequences, is_stored
 from fundsvc.core.shared import Shared
 from fundsvc.core.succession import carry, obstacle
 from fundsvc.core.takeover import Exposure
@@ -309,7 +309,7 @@ class Partition:
                 if event.seq > last:
                     passed[event.symbol] = event.seq
                 if market is None:
-                    if event.seq <= last:
+                    if event.seq <= last and is_stored(event):
                         found[event.symbol].add(event.seq)
                 elif (event.seq <= last or market.has_passed(event)) and market.is_unknown(event):
                     found[market.symbol].add(event.seq)

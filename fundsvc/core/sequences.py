@@ -266,11 +266,16 @@ def digest_of(event: Event) -> bytes:
     return blake2b(text.encode(errors="surrogatepass"), digest_size=16).digest()
 
 
+def is_stored(event: Numbered) -> bool:
+    """Whether the database may contain the symbol of an event: PostgreSQL does not accept all characters."""
+    return event.symbol.isprintable()
+
+
 def identity_of(event: Any) -> tuple[str, int, bytes] | None:
     """Returns the contract, the sequence and the digest under which a rejected event is stored.
 
-    Returns None for an event without a sequence, and for a symbol with characters that PostgreSQL may not accept.
+    Returns None for an event without a sequence, and for a symbol that the database does not contain.
     """
-    if isinstance(event, Numbered) and event.symbol.isprintable():
+    if isinstance(event, Numbered) and is_stored(event):
         return event.symbol, event.seq, digest_of(event)
     return None

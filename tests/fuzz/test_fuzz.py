@@ -21,6 +21,11 @@ FOUND = {
         b"json",
         b'{"type":"adlFill","symbol":"a\\u0000b","seq":1,"adl":1,"account":"a","lots":1,"ts":1765000000000}',
     ),
+    "a sequence passed within the message, for a symbol with a NUL": (
+        b"json",
+        b'[{"type":"adlEnd","symbol":"a\\u0000b","seq":2,"adl":1,"ts":1765000000000},'
+        b'{"type":"adlEnd","symbol":"a\\u0000b","seq":1,"adl":1,"ts":1765000000000}]',
+    ),
 }
 """Messages that once stopped every engine that read them."""
 
