@@ -23,8 +23,8 @@ FOUND = {
     ),
     "a sequence passed within the message, for a symbol with a NUL": (
         b"json",
-        b'[{"type":"adlEnd","symbol":"a\\u0000b","seq":2,"adl":1,"ts":1765000000000},'
-        b'{"type":"adlEnd","symbol":"a\\u0000b","seq":1,"adl":1,"ts":1765000000000}]',
+        b"[%s]"
+        % b",".join(b'{"type":"adlEnd","symbol":"a\\u0000b","seq":%d,"adl":1,"ts":1765000000000}' % seq for seq in (2, 1)),
     ),
 }
 """Messages that once stopped every engine that read them."""
