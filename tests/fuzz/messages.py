@@ -67,7 +67,7 @@ TOKENS = (
 LEGAL_SHARE = 0.75
 """Share of the events that are valid by themselves."""
 
-SETTLE_SHARE = 0.002
+SETTLE_SHARE = 0.0005
 """Share of the events that settle a contract. It takes no events before its next listing, which begins a new generation."""
 
 SEQUENCE_KEPT_SHARE = 0.999
