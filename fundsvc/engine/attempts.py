@@ -14,7 +14,7 @@ from typing import Literal
 from prometheus_client import Counter
 from structlog.typing import FilteringBoundLogger
 
-from fundsvc.engine.pipeline import BatchBound
+from fundsvc.engine.batch_bound import BatchBound
 from fundsvc.engine.step_counter import StepCounter
 from fundsvc.engine.stream_start import Halted
 from fundsvc.logs.faults import Outage

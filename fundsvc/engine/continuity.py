@@ -6,7 +6,7 @@ Each read checks both before any of its messages is settled. Ids decide; the ser
 from typing import NamedTuple
 
 from fundsvc.core.batch import Offset
-from fundsvc.engine.pipeline import Reading
+from fundsvc.engine.settling import Reading
 from fundsvc.store.gaps import KnownGap
 from fundsvc.store.writer import STREAM_START
 from fundsvc.streams.client import StreamFault

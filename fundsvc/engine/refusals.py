@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from fundsvc.core.batch import EventPlace
-from fundsvc.engine.pipeline import BatchBound, Written
+from fundsvc.engine.batch_bound import BatchBound, Written
 from fundsvc.streams.source import id_order
 
 

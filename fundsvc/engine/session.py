@@ -17,18 +17,20 @@ from fundsvc.concurrency.background import PeriodicTask, keep_running
 from fundsvc.concurrency.exclusive import Exclusive
 from fundsvc.config.settings import Config
 from fundsvc.core.adl.order import OrderState
-from fundsvc.core.batch import Offset, RateState
+from fundsvc.core.batch import Batch, Offset, RateState
 from fundsvc.core.contracts import partition_of
 from fundsvc.core.fund.settlement import Fund
 from fundsvc.core.partition import Partition
 from fundsvc.core.policy import Policies
 from fundsvc.engine.announcing import RoundAnnouncer
 from fundsvc.engine.attempts import Attempts, first_of
+from fundsvc.engine.batch_bound import BatchBound
 from fundsvc.engine.continuity import CheckedSource, lost_tail, unsettled_messages
 from fundsvc.engine.leases import Steps
-from fundsvc.engine.pipeline import SLICE_SHARE, BatchBound, Committed, Pipeline
+from fundsvc.engine.pipeline import Pipeline
 from fundsvc.engine.policy_proposals import Proposals
 from fundsvc.engine.refusals import Refusals, RefusedBatch
+from fundsvc.engine.settling import SLICE_SHARE, Committed
 from fundsvc.engine.step_counter import StepCounter
 from fundsvc.engine.stream_start import Halted, StreamStart
 from fundsvc.engine.target_sizing import TargetSizing
@@ -287,17 +289,17 @@ class Session:
         self._counter.recovery = recovery
         await recovery.run_part(stored)
 
-    async def _handle_commit(self, committed: Committed) -> None:
+    async def _handle_commit(self, committed: Committed[Batch]) -> None:
         """Publishes a committed batch: metrics, ADL rounds and log lines."""
         started = time.perf_counter()
         self._offset = committed.offset
         self._refusals.forget(committed.offset.last_id)
         self._attempts.committed()
-        self._metrics.committed(committed.batch, committed.durations)
-        await self._publish_orders(list(committed.batch.orders.values()), committed.offset)
-        self._outcomes.note(committed.batch, committed.offset)
-        self._rejections.note(committed.batch.rejected)
-        self._oddities.note(committed.batch, committed.offset)
+        self._metrics.committed(committed.written, committed.durations)
+        await self._publish_orders(list(committed.written.orders.values()), committed.offset)
+        self._outcomes.note(committed.written, committed.offset)
+        self._rejections.note(committed.written.rejected)
+        self._oddities.note(committed.written, committed.offset)
         await self._attempts.resume()
         self._metrics.announce_seconds.observe(time.perf_counter() - started)
 

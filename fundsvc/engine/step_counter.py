@@ -2,8 +2,8 @@
 
 from typing import Protocol
 
+from fundsvc.engine.batch_bound import Written
 from fundsvc.engine.leases import Steps
-from fundsvc.engine.pipeline import Written
 from fundsvc.readmodel.book_recovery import BookRecovery
 
 

@@ -25,6 +25,7 @@ from fundsvc.store.database import StoreFault, open_pool
 from fundsvc.streams.client import StreamFault, open_client, pool_stream_key
 from fundsvc.streams.producer import Producer
 from tests.crash.world import PARTITIONS, World
+from tests.support.stored_rows import stored_accounts, stored_policies
 
 POOL = "CRASH"
 ACCOUNTS = [f"account-{number}" for number in range(10)]
@@ -143,8 +144,7 @@ async def pool_differences(world: World, events: Sequence[Event], now_ms: int) -
         reader = MutualReader(pool)
         rows = [one async for one in _entries(reader)]
         state = await reader.pool(POOL)
-        accounts = await reader.accounts_from(POOL, 0, PAGE)
-        policies = [policy async for policy in _policies(reader)]
+        accounts, policies = await stored_accounts(pool, POOL), await stored_policies(pool, POOL)
     head, rules = GENESIS, expected.rules
     for one in rows:
         head = link(head, one.entry, rules.digest)
@@ -167,14 +167,6 @@ async def _entries(reader: MutualReader) -> Any:
         for one in page:
             yield one
         after = page[-1].entry.entry
-
-
-async def _policies(reader: MutualReader) -> Any:
-    after = 0
-    while page := await reader.policies_after(POOL, after, PAGE):
-        for policy in page:
-            yield policy
-        after = page[-1].policy
 
 
 def _without_time(entry: Any) -> tuple[Any, ...]:

@@ -49,7 +49,9 @@ from fundsvc.core.sequences import (
     content_of_takeover,
     content_of_unwind,
 )
-from fundsvc.engine.pipeline import EVENTS_PER_BATCH_MAX, BatchBound, Pipeline, Reading
+from fundsvc.engine.batch_bound import EVENTS_PER_BATCH_MAX, BatchBound
+from fundsvc.engine.pipeline import Pipeline
+from fundsvc.engine.settling import Reading
 from fundsvc.readmodel.book_recovery import BookRecovery
 from fundsvc.store.rows import copy_rows
 from fundsvc.wire.codec import Message, encode
@@ -665,7 +667,7 @@ async def test_committed_batches_are_announced_in_order():
     messages = [message(1, listing("AAA")), *(message(number, fill("AAA", number, 1)) for number in range(2, 40))]
     ledger = FakeLedger("39-0")
     await pipeline_of(FakeSource(messages, Weather()), ledger, announce).run(ledger.complete)
-    assert [entry for committed in announced for entry in committed.batch.entries] == ledger.entries
+    assert [entry for committed in announced for entry in committed.written.entries] == ledger.entries
     assert announced[-1].offset == ledger.offset
     assert all(min(committed.durations) >= 0 for committed in announced)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import msgspec
 from exposed import sample_sum
+from stored_rows import stored_accounts, stored_policies
 
 from fundsvc.cli.tools.vectors import snake_case
 from fundsvc.config.settings import MutualConfig
@@ -19,6 +20,7 @@ from fundsvc.mutual.core.pool import Pool
 from fundsvc.mutual.core.rows import PoolRow, State
 from fundsvc.mutual.core.terms import Terms
 from fundsvc.mutual.engine.pools import pool_sessions
+from fundsvc.mutual.store.reader import MutualReader
 from fundsvc.streams.client import pool_stream_key
 from fundsvc.streams.source import Source, id_order
 
@@ -110,8 +112,9 @@ async def pages(reader, pool):
         after = page[-1].entry.entry
 
 
-async def assert_equal(reader, pool):
+async def assert_equal(database, pool):
     """The database has what a pool in memory has."""
+    reader = MutualReader(database)
     live = sorted(pool.register.save_policies())
     accounts = [account.row() for account in pool.register.by_number]
     row, batch = pool.row(), pool.take()
@@ -121,8 +124,8 @@ async def assert_equal(reader, pool):
     state = await reader.pool(row.pool)
     assert state.row == row
     owners = {policy.account for policy in live}
-    stored = await reader.accounts_from(row.pool, 0, 100_000)
+    stored = await stored_accounts(database, row.pool)
     assert [meaningful(one, owners) for one in stored] == [meaningful(one, owners) for one in accounts]
     ended = [policy for policy in batch.policies if policy.state > State.FROZEN]
-    assert await reader.policies_after(row.pool, 0, 100_000) == sorted(live + ended)
+    assert await stored_policies(database, row.pool) == sorted(live + ended)
     assert await reader.cycles(row.pool, count=100_000, forward=True) == batch.cycles

@@ -117,7 +117,7 @@ async def test_killed_engines_and_ended_sessions_settle_each_event_of_a_pool_onc
         assert memory.register.cycle > 300
         assert memory.ledger.settled > 0
         assert kills > 1
-        await assert_equal(reader, memory)
+        await assert_equal(pool, memory)
         assert len(await reader.rejected(limit=1_000_000)) == memory.refused
     assert await client.exists(KEY)
 

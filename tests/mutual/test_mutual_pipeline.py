@@ -8,7 +8,8 @@ from streams import POOL, START, events_of, small_rules
 from fundsvc.concurrency.exclusive import Exclusive
 from fundsvc.core.batch import Offset
 from fundsvc.core.events import Rejection
-from fundsvc.engine.pipeline import BatchBound, Reading
+from fundsvc.engine.batch_bound import BatchBound
+from fundsvc.engine.settling import Reading
 from fundsvc.mutual.codec import encode
 from fundsvc.mutual.core.events import Enable, Tick, Transfer
 from fundsvc.mutual.core.pool import Pool

@@ -10,6 +10,7 @@ import msgspec
 import pytest
 from conftest import with_section
 from owners import POOL, load, owned_pool
+from stored_rows import stored_accounts, stored_policies
 
 from fundsvc.cli.tools.vectors import snake_case
 from fundsvc.core.events import Reason, Rejected, Rejection
@@ -43,13 +44,18 @@ def apply(pool, event):
 
 
 @pytest.fixture
-async def reader(config):
+async def database(config):
     async with open_pool(config.database.dsn, 2) as pool:
-        yield MutualReader(pool)
+        yield pool
+
+
+@pytest.fixture
+def reader(database):
+    return MutualReader(database)
 
 
 @pytest.mark.parametrize("path", VECTORS, ids=lambda path: path.stem)
-async def test_stored_pool_equals_that_in_memory_after_any_batches_and_loads(config, reader, path):
+async def test_stored_pool_equals_that_in_memory_after_any_batches_and_loads(config, database, reader, path):
     rules, events = read(path)
     memory, dice = Pool(PoolRow(POOL), {1: rules}), random.Random(path.stem)
     async with owned_pool(config, rules) as owner:
@@ -68,8 +74,8 @@ async def test_stored_pool_equals_that_in_memory_after_any_batches_and_loads(con
     stored = await reader.entries_after(POOL, 0, 1000)
     assert [row.entry for row in stored] == batch.entries
     assert [row.hash for row in stored] == batch.hashes
-    assert await reader.accounts_from(POOL, 0, 1000) == batch.accounts
-    assert await reader.policies_after(POOL, 0, 1000) == sorted(batch.policies)
+    assert await stored_accounts(database, POOL) == batch.accounts
+    assert await stored_policies(database, POOL) == sorted(batch.policies)
     assert await reader.cycles(POOL, count=1000, forward=True) == batch.cycles
     state = await reader.pool(POOL)
     assert (state.row, state.rules, state.accounts) == (batch.pool, rules, len(batch.accounts))

@@ -1,8 +1,7 @@
 """The settlement pipeline of one pool: read, decode, settle, commit, announce; the smaller sibling of the reserve's.
 
-Two tasks share a `Pool` in memory. The reader settles messages in slices of bounded time; an event with a long cut-off takes
-many slices, between which nothing is taken. The writer writes everything settled since its last transaction in one transaction.
-If a commit fails, memory is dropped; the pool is loaded and read again from the stored offset.
+Two tasks share a `Pool` in memory; see `fundsvc.engine.settling`. An event with a long cut-off takes many slices, between which
+nothing is taken.
 
 Replayed events do not overlap with commits: everything before them is committed first, so that the ledger determines whether
 they were applied meanwhile.
@@ -13,17 +12,18 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from hashlib import sha256
-from typing import NamedTuple, Protocol, TypeVar
+from typing import NamedTuple, Protocol
 
 import msgspec
 
 from fundsvc.concurrency.exclusive import Exclusive
-from fundsvc.core.batch import Durations, EventPlace, Offset
+from fundsvc.core.batch import EventPlace, Offset
 from fundsvc.core.events import Reason, Rejected, Rejection
 from fundsvc.core.times import time_of_id
-from fundsvc.engine.pipeline import BLOCK_MS, BatchBound, Reading, Source
+from fundsvc.engine.batch_bound import BatchBound
+from fundsvc.engine.settling import Committed, Settling, Source
 from fundsvc.mutual.codec import DECODER
-from fundsvc.mutual.core.batch import Batch
+from fundsvc.mutual.core.batch import Batch, Draft
 from fundsvc.mutual.core.events import Event, Numbered
 from fundsvc.mutual.core.pool import Pool
 from fundsvc.mutual.store.rows import Applied, Totals
@@ -34,9 +34,6 @@ TAKE_ROWS_MAX = 1_000
 
 OPEN_MAX = 10_000
 """Known sequences of rejected events; beyond this number, those that cannot be applied any more are dropped."""
-
-
-_Decoded = TypeVar("_Decoded")
 
 
 class Ledger(Protocol):
@@ -68,21 +65,10 @@ class Writing(NamedTuple):
         return self.batch.events
 
 
-class Committed(NamedTuple):
-    """A committed batch, its offset, and its durations."""
+class PoolPipeline(Settling[Writing]):
+    """Settles one pool's stream into its ledger; see `Settling` for the arguments.
 
-    written: Writing
-    offset: Offset
-    durations: Durations
-
-
-class PoolPipeline:
-    """Settles one pool's stream into its ledger.
-
-    `exclusive` gives access to the pool. `stored` is the offset in the ledger, `start` that from which to read; it differs
-    if the stream lost its tail. `opened` are the sequences of rejected events that later ones may have. `announce` is called
-    after each commit. `refused` maps events that the database refused to its messages. `writing` is the batch of the current
-    transaction. `progress` counts steps, `settled` commits and reads after which nothing was left to commit.
+    `opened` are the sequences of rejected events that later ones may have.
     """
 
     def __init__(
@@ -90,7 +76,7 @@ class PoolPipeline:
         pool: Pool,
         source: Source,
         ledger: Ledger,
-        announce: Callable[[Committed], Awaitable[None]],
+        announce: Callable[[Committed[Writing]], Awaitable[None]],
         *,
         exclusive: Exclusive,
         stored: Offset,
@@ -100,57 +86,38 @@ class PoolPipeline:
         slice_seconds: float,
         refused: Mapping[EventPlace, str],
     ) -> None:
-        self.writing: Writing | None = None
-        self.progress = self.settled = 0
+        super().__init__(
+            source,
+            announce,
+            exclusive=exclusive,
+            stored=stored,
+            start=start,
+            bound=bound,
+            slice_seconds=slice_seconds,
+            refused=refused,
+        )
         self._pool = pool
-        self._source = source
         self._ledger = ledger
-        self._announce = announce
-        self._exclusive = exclusive
-        self._committed = stored
-        self._settled = start
         self._open = set(opened)
-        self._bound = bound
-        self._slice_seconds = slice_seconds
-        self._slice_ends = 0.0
-        self._refused = refused
         self._steps: Iterator[None] | None = None
         self._applied: list[Applied] = []
         self._place: EventPlace | None = None
-        self._work = asyncio.Event()
-        self._handed_over = asyncio.Event()
-        self._reading = True
-        self._decode_seconds = self._settle_seconds = 0.0
 
-    async def run(self, stop: asyncio.Event) -> None:
-        """Runs until `stop` is set, then commits what is settled. Raises errors of the source, the ledger and `announce`."""
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._read(stop))
-            tasks.create_task(self._write())
+    @property
+    def _draft(self) -> Draft:
+        return self._pool.draft
 
-    async def _read(self, stop: asyncio.Event) -> None:
-        while not stop.is_set():
-            reading = await self._source.read(self._settled, BLOCK_MS)
-            self.progress += 1
-            self.settled += self.writing is None and not self._pool.draft.events
-            self._begin_slice()
-            for message in reading.messages:
-                await self._settle(message, stop)
-                if stop.is_set():
-                    break
-            else:
-                self._note_end(reading)
-            if reading.messages:
-                await self._hand_over()
-        self._reading = False
-        self._work.set()
+    @property
+    def _is_divided(self) -> bool:
+        return self._steps is not None
 
-    def _note_end(self, reading: Reading) -> None:
-        """Corrects the number of settled messages at the end of the stream, where all messages are settled or deleted."""
-        if reading.messages and reading.added is not None:
-            self._settled = self._settled._replace(messages=reading.added)
+    async def _settle(self, messages: Sequence[Message], stop: asyncio.Event) -> None:
+        for message in messages:
+            await self._settle_message(message, stop)
+            if stop.is_set():
+                return
 
-    async def _settle(self, message: Message, stop: asyncio.Event) -> None:
+    async def _settle_message(self, message: Message, stop: asyncio.Event) -> None:
         """Settles a message; after `stop` possibly only a part of it."""
         contents = self._decode(partial(Contents, message, DECODER))
         if message.replay_of:
@@ -275,72 +242,17 @@ class PoolPipeline:
         self._pool.draft.events += events
         self._place = place
 
-    def _pass(self, message: Message) -> None:
-        self._settled = Offset(message.stream_id, self._settled.messages + 1)
-
-    def _decode(self, decode: Callable[[], _Decoded]) -> _Decoded:
-        started = time.perf_counter()
-        decoded = decode()
-        self._decode_seconds += time.perf_counter() - started
-        return decoded
-
-    def _begin_slice(self) -> None:
-        self._slice_ends = time.perf_counter() + self._slice_seconds
-
-    def _is_due(self) -> bool:
-        return time.perf_counter() >= self._slice_ends or self._bound.is_reached(self._pool.draft)
-
-    async def _hand_over(self) -> None:
-        """Wakes the writer; waits while a full batch is not yet taken. In the middle of an event it only yields to the loop."""
-        self.progress += 1
-        self._work.set()
-        await asyncio.sleep(0)
-        while self._steps is None and self._bound.is_reached(self._pool.draft):
-            await self._next_hand_over()
-        self._begin_slice()
-
-    async def _until_committed(self) -> None:
-        """Waits until everything settled is committed."""
-        while self._settled != self._committed:
-            self._work.set()
-            await self._next_hand_over()
-
-    async def _next_hand_over(self) -> None:
-        self._handed_over.clear()
-        await self._handed_over.wait()
-
-    def _take(self) -> tuple[Writing, Offset] | None:
-        """Returns the batch since the last transaction, and the offset after it; None in the middle of an event."""
-        if self._steps is not None:
-            return None
+    def _take(self) -> Writing:
         register = self._pool.register
         totals = Totals(len(register.policies), len(register.distribution), register.distribution.caps_left)
         applied, self._applied = self._applied, []
-        return Writing(self._pool.take(), totals, applied, self._place), self._settled
+        return Writing(self._pool.take(), totals, applied, self._place)
 
-    async def _write(self) -> None:
-        while self._reading or self._settled != self._committed:
-            await self._work.wait()
-            self._work.clear()
-            taken = await self._exclusive.run(self._take, is_long=self._pool.draft.rows() > TAKE_ROWS_MAX)
-            if taken is None:
-                continue
-            writing, after = taken
-            decode, settle = self._decode_seconds, self._settle_seconds
-            self._decode_seconds = self._settle_seconds = 0.0
-            self._handed_over.set()
-            if after == self._committed:
-                continue
-            started = time.perf_counter()
-            self.writing = writing
-            await self._ledger.commit(writing.batch, writing.totals, writing.applied, self._committed, after)
-            self.writing = None
-            self._bound.grow(writing)
-            self._committed = after
-            self.progress += 1
-            self.settled += 1
-            self._handed_over.set()
-            await self._announce(Committed(writing, after, Durations(decode, settle, time.perf_counter() - started)))
+    def _is_long_to_take(self) -> bool:
+        return self._pool.draft.rows() > TAKE_ROWS_MAX
+
+    async def _commit(self, written: Writing, after: Offset) -> None:
+        await self._ledger.commit(written.batch, written.totals, written.applied, self._committed, after)
 
 
 def _only(events: Sequence[Event | Rejection]) -> Event | Rejection:

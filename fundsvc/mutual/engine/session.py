@@ -15,10 +15,11 @@ from fundsvc.concurrency.exclusive import Exclusive
 from fundsvc.config.settings import Config
 from fundsvc.core.batch import Offset
 from fundsvc.engine.attempts import Attempts, first_of
+from fundsvc.engine.batch_bound import BatchBound
 from fundsvc.engine.continuity import CheckedSource, lost_tail, unsettled_messages
 from fundsvc.engine.engine import Ownership
-from fundsvc.engine.pipeline import SLICE_SHARE, BatchBound
 from fundsvc.engine.refusals import Refusals, RefusedBatch
+from fundsvc.engine.settling import SLICE_SHARE, Committed
 from fundsvc.engine.step_counter import StepCounter
 from fundsvc.engine.stream_start import Halted, StreamStart
 from fundsvc.logs.batches import Rejections
@@ -28,7 +29,7 @@ from fundsvc.mutual.codec import encode
 from fundsvc.mutual.core.events import Tick
 from fundsvc.mutual.core.pool import Pool
 from fundsvc.mutual.core.terms import Rules
-from fundsvc.mutual.engine.pipeline import Committed, PoolPipeline, Writing
+from fundsvc.mutual.engine.pipeline import PoolPipeline, Writing
 from fundsvc.mutual.engine.terms_proposals import TermsProposals
 from fundsvc.mutual.store.reader import MutualReader
 from fundsvc.mutual.store.state import PoolGaps, note_halted, stored_offset
@@ -183,7 +184,7 @@ class PoolSession:
             refused = RefusedBatch(pipeline.writing, first_of(refusals))
         return refused
 
-    async def _handle_commit(self, committed: Committed) -> None:
+    async def _handle_commit(self, committed: Committed[Writing]) -> None:
         """Publishes a committed batch: metrics and log lines."""
         batch, totals = committed.written.batch, committed.written.totals
         self._offset, self._next_cutoff = committed.offset, batch.pool.next_cutoff

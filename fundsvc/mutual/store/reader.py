@@ -217,19 +217,11 @@ class MutualReader:
         block = "statement_ascending" if forward else "statement_descending"
         return [entry_from(row) for row in await self._fetch(block, pool, account, _offset(offset, forward=forward), count)]
 
-    # For the audit and for exports: pages in ascending order.
+    # For exports: pages in ascending order.
 
     async def entries_after(self, pool: str, entry: int, count: int) -> list[EntryRow]:
         """Returns up to `count` entries of a pool after a number."""
         return [entry_from(row) for row in await self._fetch("entries_after", pool, entry, count)]
-
-    async def policies_after(self, pool: str, policy: int, count: int) -> list[PolicyRow]:
-        """Returns up to `count` policies of a pool, live or ended, after a number."""
-        return [policy_from(row) for row in await self._fetch("policies_page", pool, policy, count)]
-
-    async def accounts_from(self, pool: str, number: int, count: int) -> list[AccountRow]:
-        """Returns up to `count` accounts of a pool from a number on; they count from 0 in the order of their first event."""
-        return [account_from(row) for row in await self._fetch("load_accounts", pool, number, count)]
 
     # Rejected events.
 
