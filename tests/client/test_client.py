@@ -18,6 +18,7 @@ from fundsvc.client import topics
 from fundsvc.client.api import ApiError, Unavailable, open_api
 from fundsvc.client.producer import producing
 from fundsvc.client.rounds import instructed_rounds
+from fundsvc.core.events import Rate
 from fundsvc.streams.client import open_client, stream_key
 
 
@@ -68,6 +69,17 @@ async def test_producer_sends_what_an_emptied_stream_lost_again(config, servers,
         assert await sequences(service) == list(range(1, 4001))
         assert await service.reasons() == []
         assert producer.resumptions == 1
+
+
+@pytest.mark.parametrize("partitions", [4])
+async def test_producer_sends_contracts_to_their_partitions(config):
+    symbols = ("AAA", "BBB", "CCC", "DDD", "EEE")
+    async with service_of(config) as service, producer_of(config) as producer:
+        await producer.send(*map(listing, symbols), Rate("USDT", "1", 0))
+        await producer.send(*(fill(symbol, seq, 1) for seq in range(1, 101) for symbol in symbols))
+        await producer.settled()
+        assert await service.reasons() == []
+        assert await sequences(service) == sorted([*range(1, 101)] * len(symbols))
 
 
 async def has_messages(client, count):
