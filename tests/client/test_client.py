@@ -2,6 +2,7 @@
 
 import asyncio
 from contextlib import asynccontextmanager
+from functools import partial
 
 import pytest
 from conftest import with_section
@@ -69,6 +70,24 @@ async def test_producer_sends_what_an_emptied_stream_lost_again(config, servers,
         assert await sequences(service) == list(range(1, 4001))
         assert await service.reasons() == []
         assert producer.resumptions == 1
+
+
+async def test_every_event_is_settled_once_while_the_stream_server_is_killed(config, servers):
+    async with service_of(config) as service, producer_of(config, unsettled_max=1000) as producer:
+        sending = asyncio.create_task(producer.send(listing("AAA"), *(fill("AAA", seq, 1) for seq in range(1, 5001))))
+        for settled in (500, 1500, 3000):
+            await eventually(partial(has_settled, service, settled), seconds=20)
+            servers.valkey.kill()
+            await asyncio.to_thread(servers.start, postgres=False)
+        await sending
+        await producer.settled()
+        assert await sequences(service) == list(range(1, 5001))
+        assert await service.reasons() == []
+        assert producer.resumptions == 3
+
+
+async def has_settled(service, seq):
+    return (await service.pool.fetchval("SELECT max(seq) FROM entries") or 0) >= seq
 
 
 @pytest.mark.parametrize("partitions", [4])
