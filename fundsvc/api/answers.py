@@ -42,6 +42,22 @@ class Answer(msgspec.Struct, rename="camel", frozen=True):
     """Base of the types of answers."""
 
 
+class SettlementCurrency(Answer, frozen=True):
+    """A settlement currency in KuCoin's shape. `precision` are the decimals of its amounts. The service moves no coins, so
+    `chains` is empty.
+    """
+
+    currency: str
+    name: str
+    full_name: str
+    precision: int
+    confirms: None = None
+    contract_address: None = None
+    is_margin_enabled: bool = False
+    is_debit_enabled: bool = False
+    chains: tuple[()] = ()
+
+
 class Envelope(Answer, Generic[T], frozen=True, kw_only=True):
     """KuCoin's envelope of every answer."""
 

@@ -12,6 +12,7 @@ from fundsvc.api.answers import (
     CursorAnswer,
     PartitionCursor,
     PoolCursor,
+    SettlementCurrency,
     contract_answer,
 )
 from fundsvc.api.http.application import Route, find_contract
@@ -34,6 +35,7 @@ class ContractResources:
         self._epochs = epochs
         self.routes = (
             Route("/api/v1/timestamp", Query, self.timestamp),
+            Route("/api/v3/currencies", Query, self.currencies),
             Route("/api/v1/contracts/active", Query, self.active_contracts),
             Route("/api/v1/contracts/{symbol}", Query, self.contract),
             Route("/api/v1/ingest/cursor", CursorQuery, self.cursor, roles=frozenset({"engine", "risk"})),
@@ -42,6 +44,11 @@ class ContractResources:
     async def timestamp(self, _query: Query) -> int:
         """The time of the service in milliseconds since the epoch."""
         return time.time_ns() // 1_000_000
+
+    async def currencies(self, _query: Query) -> list[SettlementCurrency]:
+        """The currencies in which contracts settle, for clients that load them with the contracts."""
+        decimals = {found.contract.settle_currency: found.contract.settle_decimals for found in await self._reader.contracts()}
+        return [SettlementCurrency(name, name, name, precision) for name, precision in sorted(decimals.items())]
 
     async def active_contracts(self, _query: Query) -> list[ContractAnswer]:
         """All contracts with status Open, KuCoin's definition of active, and all contracts without a status.

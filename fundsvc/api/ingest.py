@@ -19,6 +19,7 @@ from msgspec import UNSET, UnsetType
 
 from fundsvc.api.answers import Answer, Envelope
 from fundsvc.api.http.access import AccessControl, Roles
+from fundsvc.api.http.big_integers import with_integers
 from fundsvc.api.http.errors import BadParameter, TooLarge, Unavailable, WrongMedia
 from fundsvc.api.http.parameters import PostQuery, read_query
 from fundsvc.api.http.routes import JSON, Endpoint, Media
@@ -172,7 +173,7 @@ class Ingest:
         answer = await self._submit(submission, producer)
         if submission.events and all(map(_is_undecodable, submission.events)):
             raise BadParameter(f"{answer.rejected[0].detail}; the body is kept as a rejected event")
-        return web.Response(body=msgspec.json.encode(Envelope(data=answer)), content_type=JSON)
+        return web.Response(body=with_integers(msgspec.json.encode(Envelope(data=answer)), query.numbers), content_type=JSON)
 
     async def _submit(self, submission: Submission, producer: HttpProducer) -> IngestAnswer:
         checks = await self._checks.of([event for event in submission.events if not isinstance(event, PoolEvent)])

@@ -106,6 +106,7 @@ class Instrument(NamedTuple):
             "fundingBaseSymbol": f".{self.base}INT8H",
             "fundingQuoteSymbol": f".{self.quote}INT8H",
             "fundingRateSymbol": f".{self.symbol}FPI8H",
+            "nextFundingRateTime": 0,  # ccxt takes a contract without this field for a dated one
             "indexSymbol": index,
             "settlementSymbol": "",
             "status": "Open",

@@ -22,6 +22,7 @@ CONNECTING = "/ws"
 PRIVATE = {
     ("GET", "/api/v1/adl/positions"): {"trader", "risk"},
     ("GET", "/api/v1/adl/deleveraged"): {"trader", "risk"},
+    ("GET", "/api/v1/adl/{symbol}/orders/{adl}"): {"engine", "risk"},
     ("POST", "/api/v1/adl/{symbol}/preview"): {"trader", "risk"},
     ("GET", "/api/v1/mutual/account"): {"trader", "risk"},
     ("GET", "/api/v1/mutual/account/policies"): {"trader", "risk"},
@@ -29,7 +30,7 @@ PRIVATE = {
     ("GET", "/api/v1/mutual/account/statement.csv"): {"trader", "risk"},
     ("GET", "/fapi/v1/adlQuantile"): {"trader"},
     ("GET", "/api/v4/futures/{settle}/auto_deleverages"): {"trader"},
-    ("POST", "/api/v1/bullet-private"): {"trader"},
+    ("POST", "/api/v1/bullet-private"): {"engine", "trader"},
     ("GET", "/api/v1/ingest/cursor"): {"engine", "risk"},
     ("POST", "/api/v1/ingest/events"): {"engine"},
 }

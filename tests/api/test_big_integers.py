@@ -133,3 +133,27 @@ async def test_pushes_write_integers_as_the_connection_or_subscription_requests(
         assert (await client.data(f"{BALANCE}:BIG", "balance.change"))["seq"] == str(SEQ)
         answer = await client.request(id="x", type="subscribe", topic=f"{BALANCE}:BIG", numbers="float")
         assert (answer["code"], "$.numbers" in answer["data"]) == (400, True)
+
+
+async def test_subscriptions_continue_after_a_number_or_its_text(service):
+    for after in (1, "1"):
+        async with service.connected() as client:
+            await client.subscribe(f"{ENTRY}:BIG", after=after)
+            assert (await client.data(f"{ENTRY}:BIG", "entry"))["entry"] == 2
+    async with service.connected() as client:
+        for wrong in ("-1", "1.5", "", str(2**63 - 1), str(2**63)):
+            answer = await client.request(id="x", type="subscribe", topic=f"{ENTRY}:BIG", after=wrong)
+            assert (answer["type"], answer["code"]) == ("error", 400), wrong
+
+
+async def test_answers_to_posts_write_integers_as_requested(service):
+    fill = {"type": "fill", "symbol": "BIG", "side": "sell", "lots": 1, "price": "1", "bankruptcyPrice": "1", "ts": TS}
+    post = {"json": {**fill, "seq": SEQ + 5, "prevSeq": SEQ + 4}, "headers": bearer("engine")}
+    plain = await service.data("/api/v1/ingest/events", "POST", **post)
+    (gap,) = plain["gaps"]
+    assert (gap["seq"], gap["prevSeq"], gap["lastSeq"]) == (SEQ + 5, SEQ + 4, SEQ)
+    post["json"] = {**fill, "seq": SEQ + 7, "prevSeq": SEQ + 6}
+    texts = await service.data("/api/v1/ingest/events", "POST", **post, params=STRINGS)
+    (gap,) = texts["gaps"]
+    assert (gap["seq"], gap["prevSeq"], gap["lastSeq"]) == (str(SEQ + 7), str(SEQ + 6), str(SEQ + 5))
+    assert texts["accepted"] == "1"

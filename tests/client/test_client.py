@@ -2,6 +2,7 @@
 
 import asyncio
 from contextlib import asynccontextmanager
+from functools import partial
 
 import pytest
 from conftest import with_section
@@ -18,6 +19,7 @@ from fundsvc.client import topics
 from fundsvc.client.api import ApiError, Unavailable, open_api
 from fundsvc.client.producer import producing
 from fundsvc.client.rounds import instructed_rounds
+from fundsvc.core.events import Rate
 from fundsvc.streams.client import open_client, stream_key
 
 
@@ -68,6 +70,35 @@ async def test_producer_sends_what_an_emptied_stream_lost_again(config, servers,
         assert await sequences(service) == list(range(1, 4001))
         assert await service.reasons() == []
         assert producer.resumptions == 1
+
+
+async def test_every_event_is_settled_once_while_the_stream_server_is_killed(config, servers):
+    async with service_of(config) as service, producer_of(config, unsettled_max=1000) as producer:
+        sending = asyncio.create_task(producer.send(listing("AAA"), *(fill("AAA", seq, 1) for seq in range(1, 5001))))
+        for settled in (500, 1500, 3000):
+            await eventually(partial(has_settled, service, settled), seconds=20)
+            servers.valkey.kill()
+            await asyncio.to_thread(servers.start, postgres=False)
+        await sending
+        await producer.settled()
+        assert await sequences(service) == list(range(1, 5001))
+        assert await service.reasons() == []
+        assert producer.resumptions == 3
+
+
+async def has_settled(service, seq):
+    return (await service.pool.fetchval("SELECT max(seq) FROM entries") or 0) >= seq
+
+
+@pytest.mark.parametrize("partitions", [4])
+async def test_producer_sends_contracts_to_their_partitions(config):
+    symbols = ("AAA", "BBB", "CCC", "DDD", "EEE")
+    async with service_of(config) as service, producer_of(config) as producer:
+        await producer.send(*map(listing, symbols), Rate("USDT", "1", 0))
+        await producer.send(*(fill(symbol, seq, 1) for seq in range(1, 101) for symbol in symbols))
+        await producer.settled()
+        assert await service.reasons() == []
+        assert await sequences(service) == sorted([*range(1, 101)] * len(symbols))
 
 
 async def has_messages(client, count):

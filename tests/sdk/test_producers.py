@@ -19,6 +19,7 @@ from prometheus_server import free_port
 from served import contract, now_ms, served
 from tokens import signed, with_secret
 
+from fundsvc.core.contracts import partition_of
 from fundsvc.streams.client import stream_key
 
 SOURCES = Path(__file__).parents[2] / "fundsvc" / "handbook" / "producers"
@@ -175,6 +176,28 @@ async def test_producer_resends_what_was_lost_and_hands_over_each_round_once(pro
         await eventually(lambda: is_settled(service, settled + 2), seconds=20)
         assert await engine.finished() == []
         await check(service)
+
+
+@pytest.mark.parametrize("partitions", [4])
+@pytest.mark.parametrize("program", PROGRAMS)
+async def test_producer_sends_each_contract_to_its_partition_and_rates_to_all(program, config, tmp_path, client):
+    symbols = [f"{name}USDTM" for name in ("XBT", "ETH", "SOL", "DOGE", "XRP")]
+    expected = {partition: {"rate"} for partition in range(4)}
+    for symbol in symbols:
+        expected[partition_of(symbol, 4)].add(symbol)
+    command = program()
+    async with served(config, config.http.port), connected(command, config, tmp_path / "journal.ndjson") as engine:
+        engine.send(*map(contract, symbols), {"type": "rate", "currency": "USDT", "price": "1"})
+        engine.send(*({**fill(1, 39000), "symbol": symbol} for symbol in symbols))
+        assert await engine.finished() == []
+    assert len({*map(len, expected.values())}) > 1
+    assert {partition: await names_in(client, partition) for partition in range(4)} == expected
+
+
+async def names_in(client, partition):
+    """Returns the contracts of the events in a stream, and "rate" if it has one."""
+    events = [event for _, fields in await client.xrange(stream_key(partition)) for event in json.loads(fields[b"json"])]
+    return {event.get("symbol") or event.get("contract", {}).get("symbol") or event["type"] for event in events}
 
 
 async def has_message(client, text):

@@ -18,7 +18,9 @@ from test_adl_api import world_of
 from test_openapi import HISTORY
 from tokens import signed, with_secret
 
+from fundsvc.core.events import Listing
 from fundsvc.core.policy import DrawdownGuard, Policy
+from fundsvc.demo.instruments import INSTRUMENTS
 
 MORE = [
     msgspec.structs.replace(event, ts=TS + second * 1000)
@@ -155,6 +157,15 @@ async def test_binance_clients_read_balances_risks_and_own_quantiles(world):
     quantile = position["lights"] - 1
     assert answers["quantile"] == [{"symbol": SYMBOL, "adlQuantile": {"LONG": 0, "SHORT": quantile, "BOTH": quantile}}]
     assert answers["error"] == {"status": 400, "code": -1121, "message": "no contract 'NONE' is listed"}
+
+
+async def test_ccxt_loads_the_markets_of_kucoin_futures(world):
+    await world.send(*(Listing(each.specification()) for each in INSTRUMENTS))
+    answers = await answers_of("ccxt_markets", world)
+    assert answers["markets"] == {
+        each.symbol: ["swap", each.settle, each.is_inverse, abs(each.multiplier)] for each in INSTRUMENTS
+    }
+    assert answers["currencies"] == {"ETH": 1e-10, "USDC": 1e-8, "USDT": 1e-8, "XBT": 1e-10}
 
 
 async def test_ccxt_reads_four_venues_with_its_implicit_methods(world):

@@ -50,7 +50,7 @@ class Query(Parameters, frozen=True, kw_only=True):
     numbers: Numbers = "number"
 
 
-class PostQuery(Parameters, frozen=True):
+class PostQuery(Query, frozen=True, kw_only=True):
     """The producer, if several share the subject of a token, and the stream epoch of its cursor."""
 
     producer_id: ProducerId = ""

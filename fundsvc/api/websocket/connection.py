@@ -13,6 +13,7 @@ from fundsvc.api.websocket.frames import Id, ack, error, pong, pong_frame
 from fundsvc.api.websocket.subscriber import Subscriber
 from fundsvc.api.websocket.topics import Command, CommandError, Topic, parse_topic
 from fundsvc.config.settings import WebsocketConfig
+from fundsvc.core.numbers import INT64_MAX
 from fundsvc.metrics import Metrics
 from fundsvc.wire.duplicate_keys import decode_json
 
@@ -157,7 +158,13 @@ class Connection:
 
 
 def _after(command: Command) -> int | None:
-    return None if command.after is UNSET else command.after
+    """Returns the number after which a subscription begins, None without one; raises CommandError."""
+    if command.after is UNSET:
+        return None
+    after = int(command.after)
+    if after >= INT64_MAX:
+        raise CommandError(400, f"after is {after}: it must be below {INT64_MAX}")
+    return after
 
 
 def _id_of(text: str) -> Id:

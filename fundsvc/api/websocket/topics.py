@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Protocol, TypeVar
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -24,6 +24,10 @@ SHOWN_LENGTH_MAX = 60
 """Characters of an invalid value that an error message quotes."""
 
 
+EntryText = Annotated[str, msgspec.Meta(pattern="^[0-9]{1,19}$")]
+"""An offset as text, for clients whose numbers are doubles."""
+
+
 class CommandError(Exception):
     """A command that is rejected. `code` is an HTTP status; the message contains the problem and its remedy."""
 
@@ -33,7 +37,8 @@ class CommandError(Exception):
 
 
 class Command(msgspec.Struct, rename="camel"):
-    """A message of a client. `after` is the last entry that the client has, for positions a time in milliseconds.
+    """A message of a client. `after` is the last entry that the client has, for positions a time in milliseconds; a number, or
+    its decimal text.
 
     `numbers` sets the representation of integers from then on. Other fields of KuCoin's protocol are ignored.
     """
@@ -42,7 +47,7 @@ class Command(msgspec.Struct, rename="camel"):
     id: Id = ""
     topic: str = ""
     response: bool = False
-    after: Entry | UnsetType = UNSET
+    after: Entry | EntryText | UnsetType = UNSET
     numbers: Numbers | UnsetType = UNSET
 
 
