@@ -320,6 +320,11 @@ FROM current_setting('synchronous_commit') AS now;
 -- name: weak_settings
 SELECT name FROM pg_settings WHERE name IN ('fsync', 'full_page_writes') AND setting = 'off' ORDER BY name;
 
+-- name: archiving
+SELECT current_setting('archive_mode') <> 'off' AND coalesce(last_failed_time > last_archived_time, last_failed_time IS NOT NULL) AS failing,
+       coalesce(extract(epoch FROM last_archived_time), 0)::float8 AS archived
+FROM pg_stat_archiver;
+
 -- name: stream_servers
 SELECT partition, run_id, changes FROM stream_servers;
 
@@ -1125,17 +1130,20 @@ SELECT ts, began, balance FROM (
 WHERE ts BETWEEN $2 AND $3 ORDER BY ts DESC LIMIT $4;
 
 -- name: deficits
--- Deficits of some contracts by periods of $2 milliseconds: the $4 largest of the last $3 periods of each contract's history, which
--- ends with its last charted hour. Future hours, which an earlier version may have condensed, are skipped. A `cover` entry pays an
+-- Deficits of some contracts by periods of $2 milliseconds: the $4 largest of the last $3 completed periods of each contract's
+-- history, which ends with its last charted hour. The present period is not complete: its deficit may still grow. A `cover` entry pays an
 -- amount that counted as uncovered before, so `covered` is subtracted.
 SELECT h.symbol, h.start_ms, h.last_ms + h.period AS end_ms, ((h.last_ms - h.start_ms) / h.period + 1)::int AS periods, d.number, d.largest
 FROM (
     SELECT a.symbol, a.period, a.rank, z.hour - z.hour % a.period AS last_ms,
            greatest(o.hour - o.hour % a.period, z.hour - z.hour % a.period - (a.periods_max - 1) * a.period) AS start_ms
-    FROM unnest($1::text[], $2::bigint[], $3::int[], $4::int[]) AS a (symbol, period, periods_max, rank)
+    FROM (
+        SELECT *, (extract(epoch FROM now()) * 1000)::bigint / period * period AS present_ms
+        FROM unnest($1::text[], $2::bigint[], $3::int[], $4::int[]) AS u (symbol, period, periods_max, rank)
+    ) a
     CROSS JOIN LATERAL (SELECT r.hour FROM rollups r WHERE r.symbol = a.symbol ORDER BY r.hour LIMIT 1) o
     CROSS JOIN LATERAL (
-        SELECT r.hour FROM rollups r WHERE r.symbol = a.symbol AND r.hour <= (extract(epoch FROM now()) * 1000)::bigint
+        SELECT r.hour FROM rollups r WHERE r.symbol = a.symbol AND r.hour < a.present_ms
         ORDER BY r.hour DESC LIMIT 1
     ) z
 ) h
