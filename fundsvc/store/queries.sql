@@ -803,6 +803,28 @@ CROSS JOIN LATERAL (
 ) a
 ORDER BY o.symbol, o.adl;
 
+-- name: orders_of_span
+SELECT o.symbol, o.adl, o.origin, o.reduce, o.lots, o.executed, o.state, o.uncovered, o.recovered, c.settle_currency, c.settle_decimals, o.ts
+FROM adl_orders o JOIN contracts c USING (symbol) WHERE o.ts >= $1 AND o.ts < $2 ORDER BY o.ts, o.symbol, o.adl;
+
+-- name: largest_shortfalls
+-- The $3 largest shortfalls of each settlement currency, in the hours from $1 to before $2.
+SELECT symbol, entry, side, lots, price, bankruptcy_price, price_decimals, paid, uncovered, settle_currency, settle_decimals, ts
+FROM (
+    SELECT e.symbol, e.entry, e.side, e.lots, e.price, e.bankruptcy_price, c.price_decimals, -e.change AS paid, e.uncovered,
+           c.settle_currency, c.settle_decimals, e.ts,
+           row_number() OVER (
+               PARTITION BY c.settle_currency ORDER BY (e.uncovered - e.change) / 10::numeric ^ c.settle_decimals DESC, e.symbol, e.entry
+           ) AS place
+    FROM rollups r JOIN contracts c USING (symbol)
+    JOIN entries e ON e.symbol = r.symbol AND e.entry BETWEEN r.first_entry AND r.last_entry
+    WHERE r.hour >= $1 AND r.hour < $2 AND e.kind = 'shortfall'
+) s
+WHERE place <= $3 ORDER BY settle_currency, place;
+
+-- name: audit_states
+SELECT symbol, bool_and(good) AS good, max(verified_at) AS verified_at FROM audit_progress GROUP BY symbol ORDER BY symbol;
+
 -- name: executed_since
 -- Executions of orders that began with a later sequence.
 SELECT r.symbol, r.account, r.lots, r.body
