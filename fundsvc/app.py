@@ -27,7 +27,7 @@ from fundsvc.api.http.access import AccessControl
 from fundsvc.api.http.application import endpoints, make_app
 from fundsvc.api.http.middleware import Middleware
 from fundsvc.api.http.routes import Endpoint
-from fundsvc.api.http.server import serve, tls_context
+from fundsvc.api.http.server import expiry, serve, tls_context
 from fundsvc.api.ingest import Ingest
 from fundsvc.api.inventory import InventoryResources
 from fundsvc.api.page import WebPage
@@ -235,7 +235,7 @@ async def _serving(
         reserved(config, PROBE_CONNECTIONS) as probing,
         reserved(config, config.http.exports_max) as exporting,
         open_adl_books(config, pool, client, metrics) as books,
-        appraising(pool, books, config.http.rate_seconds_max) as appraiser,
+        appraising(pool, books, config.http.rate_seconds_max, metrics) as appraiser,
         open_tail(config, metrics, appraiser.mark) as tail,
         open_pools(config, tail.freshness) as pools,
     ):
@@ -270,7 +270,7 @@ async def _serving(
         inventory = InventoryResources(reader, InventoryReader(pool), tail, appraiser.mark)
         of_pools = PoolResources(pools, mutual, MutualReader(exporting), exports)
         insured = InsuredResources(pools, mutual, MutualReader(exporting), exports)
-        sizing = TargetResources(reader, Targets(pool))
+        sizing = TargetResources(reader, Targets(pool), books, config.target.of)
         adl = AdlResources(reader, ledger, books, tail, policy_of, config.queue.k_min)
         venues = venue_endpoints(config.http.venues, cached.answers, funds.summary, adl, reader, Histories(pool), policy_of)
         async with (
@@ -286,6 +286,7 @@ async def _serving(
             app = make_app(middleware, (*table, websocket.socket, *documents))
             app.on_shutdown.append(websocket.close_connections)
             tls = tls_context(config.http.certificate, config.http.certificate_key)
+            metrics.servers.certificate.set(expiry(config.http.certificate))
             async with (
                 health_side(config, Middleware(metrics, access_control), operations),
                 serve(

@@ -15,6 +15,7 @@ from fundsvc.core.fund.fullness import Target
 from fundsvc.core.numbers import PRICE_DECIMALS_MAX
 from fundsvc.core.policy import Policies
 from fundsvc.logs.faults import Outage
+from fundsvc.metrics import Metrics
 from fundsvc.readmodel.adl_books import AdlBooks, NotFollowed
 from fundsvc.store.database import Pool, StoreFault
 from fundsvc.store.reader import FundRow, Reader
@@ -43,13 +44,20 @@ class Appraiser:
     """
 
     def __init__(
-        self, reader: Reader, statistics: Statistics, targets: Targets, books: AdlBooks, rate_seconds_max: float
+        self,
+        reader: Reader,
+        statistics: Statistics,
+        targets: Targets,
+        books: AdlBooks,
+        rate_seconds_max: float,
+        metrics: Metrics,
     ) -> None:
         self.policies: dict[int, Policies] = {}
         self._reader = reader
         self._statistics = statistics
         self._targets = targets
         self._books = books
+        self._metrics = metrics
         self._rate_ms_max = rate_seconds_max * 1000
         self._rates: dict[str, RateState] = {}
         self._marks: dict[str, int] = {}
@@ -71,6 +79,8 @@ class Appraiser:
     async def refresh(self) -> None:
         """Reads rates and policies, and the statistics when they are due; raises StoreFault."""
         self._rates = await self._reader.rates()
+        for currency, rate in self._rates.items():
+            self._metrics.servers.rate.labels(currency).set(rate.ts / 1000)
         self.policies = await self._reader.policies()
         started = time.monotonic()
         if started >= self._due:
@@ -131,9 +141,9 @@ def _open_interest(book: Book) -> int:
 
 
 @asynccontextmanager
-async def appraising(pool: Pool, books: AdlBooks, rate_seconds_max: float) -> AsyncIterator[Appraiser]:
+async def appraising(pool: Pool, books: AdlBooks, rate_seconds_max: float, metrics: Metrics) -> AsyncIterator[Appraiser]:
     """Runs an appraiser while the context is open. Its inputs are loaded first unless the database is unreachable."""
-    appraiser = Appraiser(Reader(pool), Statistics(pool), Targets(pool), books, rate_seconds_max)
+    appraiser = Appraiser(Reader(pool), Statistics(pool), Targets(pool), books, rate_seconds_max, metrics)
     with suppress(StoreFault):
         await appraiser.refresh()
     async with asyncio.TaskGroup() as tasks:

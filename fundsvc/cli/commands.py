@@ -35,6 +35,10 @@ COMMANDS = {
     "replay": Command("ledger", "Send a recording to the stream, wait until it is durable, and print the new entries' totals."),
     "audit": Command("ledger", "Recompute every fund from entry 1; exit with 1 on any difference."),
     "export": Command("ledger", "Write a contract's entries, ADL records and fund to standard output."),
+    "entries": Command("report", "Write the entries of contracts within a span of the engine's time, without accounts."),
+    "report": Command(
+        "report", "Write the report of a day: balances, changes, shortfalls, ADL orders and the state of the audit."
+    ),
     "rebuild-rollups": Command("ledger", "Rebuild the hourly rollups from the entries."),
     "vectors": Command(
         "ledger", "Run conformance vectors of the reserve or the mutual through its rules; exit with 1 if an outcome differs."

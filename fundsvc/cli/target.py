@@ -3,10 +3,9 @@
 from datetime import UTC, datetime
 from typing import Annotated
 
-import msgspec
 import typer
 
-from fundsvc.api.targets import TargetAnswer, target_answer
+from fundsvc.api.targets import TargetAnswer, changed, explained_target, target_answer
 from fundsvc.app import connected, prepared
 from fundsvc.cli.commands import cli
 from fundsvc.cli.running import DONE, Json, Terminal, at_primary, print_json, run
@@ -15,27 +14,40 @@ from fundsvc.concurrency.exclusive import Exclusive
 from fundsvc.config.settings import Config
 from fundsvc.core.fund.fullness import RuleName, TargetPolicy
 from fundsvc.core.fund.target_sizing import Cover, OpenInterest, ValueAtRisk
-from fundsvc.engine.target_sizing import TargetRequest, compute_targets
+from fundsvc.engine.target_sizing import TargetRequest
 from fundsvc.metrics import Metrics
 from fundsvc.readmodel.adl_books import AdlBooks
 from fundsvc.store.reader import Reader
-from fundsvc.store.target_sizes import ExplainedTarget, Targets
+from fundsvc.store.target_sizes import Targets
 
 
 @cli.command()
 def target(
     context: typer.Context,
     symbol: str,
-    rule: Annotated[
-        RuleName | None, typer.Option(help="Rule instead of the contract's, with the contract's parameters.")
+    rule: Annotated[RuleName | None, typer.Option(help="Rule instead of the contract's.")] = None,
+    period_hours: Annotated[
+        int | None, typer.Option(help="value_at_risk: length of a period, instead of the contract's.")
     ] = None,
+    history_days: Annotated[int | None, typer.Option(help="value_at_risk: length of the history.")] = None,
+    cost_of_capital: Annotated[float | None, typer.Option(help="value_at_risk: of a unit of balance for a period.")] = None,
+    cost_of_loss: Annotated[float | None, typer.Option(help="value_at_risk: of a unit that the fund cannot pay.")] = None,
+    positions: Annotated[int | None, typer.Option(help="cover: number of largest positions of a side.")] = None,
+    move: Annotated[float | None, typer.Option(help="cover: move of the mark against them, as a share of it.")] = None,
+    share: Annotated[float | None, typer.Option(help="open_interest: share of its value at the mark.")] = None,
     json: Json = False,
 ) -> None:
-    """Compute the target size of a contract's fund from the current ledger and book, and explain it."""
+    """Compute the target size of a contract's fund from the current ledger and book, and explain it.
+
+    Options replace parameters of the contract's policy. The command stores nothing.
+    """
+    costs = {"cost_of_capital": cost_of_capital, "cost_of_loss": cost_of_loss}
+    others = {"rule": rule, "period_hours": period_hours, "history_days": history_days, **costs}
+    others |= {"positions": positions, "move": move, "share": share}
 
     async def command(config: Config) -> int:
-        policy = config.target.of(symbol)
-        answer = await _find(config, symbol, msgspec.structs.replace(policy, rule=rule) if rule else policy)
+        given = {name: value for name, value in others.items() if value is not None}
+        answer = await _find(config, symbol, changed(config.target.of(symbol), given))
         if json:
             print_json(answer)
         else:
@@ -51,10 +63,8 @@ async def _find(config: Config, symbol: str, policy: TargetPolicy) -> TargetAnsw
             books = AdlBooks(complete, pool, client, Metrics())
             await books.step(fund.partition)
             view = books.view(fund.contract, fund.partition)
-            found, size = (
-                await compute_targets(Targets(pool), [TargetRequest(fund.contract, view.book, policy, Exclusive())])
-            )[fund.symbol]
-            return target_answer(fund, ExplainedTarget(found, size.explanation, size.reason, datetime.now(UTC)))
+            request = TargetRequest(fund.contract, view.book, policy, Exclusive())
+            return target_answer(fund, await explained_target(Targets(pool), request))
     raise LookupError(f"no contract {symbol!r} is listed")
 
 
@@ -65,6 +75,8 @@ def _print(answer: TargetAnswer) -> None:
         console.print(f"{answer.symbol} has no target under the rule {answer.rule}: {answer.reason}")
         return
     console.print(f"{answer.symbol} has the target {answer.target} {currency} under the rule {answer.rule}")
+    if answer.reason:
+        console.print(answer.reason, style="yellow")
     match answer.explanation:
         case ValueAtRisk() as explained:
             _print_value_at_risk(console, explained, currency)

@@ -1,6 +1,7 @@
 """Checks whether confirmed data survives a crash of the servers, and reports settings with which it may not.
 
-Sessions set `synchronous_commit` themselves. The other settings belong to the servers; an operator changes them.
+Sessions set `synchronous_commit` themselves. The other settings belong to the servers; an operator changes them. What ends
+durability later is measured too: a write-ahead log that PostgreSQL cannot archive, and a stream server without memory.
 """
 
 import asyncio
@@ -12,8 +13,8 @@ import structlog
 from fundsvc.concurrency.background import PeriodicTask
 from fundsvc.metrics import Metrics
 from fundsvc.store.database import Pool
-from fundsvc.store.server_checks import weak_settings
-from fundsvc.streams.client import StreamClient, is_append_only
+from fundsvc.store.server_checks import archiving, weak_settings
+from fundsvc.streams.client import StreamClient, is_append_only, memory
 
 CHECK_SECONDS = 60.0
 """How often the settings are checked; they can change without a restart."""
@@ -43,12 +44,18 @@ class Durability:
             raise NotDurable(f"{', '.join(weak)} off: a crash of the server may lose what it confirmed")
 
     async def check_database(self) -> None:
-        """Reads the primary's settings; raises StoreFault."""
+        """Reads the primary's settings and the state of its archiving; raises StoreFault."""
         self._note("database", frozenset(await weak_settings(self._primary)))
+        found = await archiving(self._primary)
+        self._metrics.servers.archive_failing.set(found.failing)
+        self._metrics.servers.archived.set(found.archived)
 
     async def check_stream(self) -> None:
-        """Reads the stream server's settings; raises StreamFault."""
+        """Reads the stream server's settings and memory; raises StreamFault."""
         self._note("stream", frozenset() if await is_append_only(self._client) else frozenset({APPEND_ONLY}))
+        found = await memory(self._client)
+        self._metrics.servers.memory.set(found.used)
+        self._metrics.servers.memory_max.set(found.limit)
 
     def _note(self, part: str, weak: frozenset[str]) -> None:
         known = self._weak.get(part, frozenset())

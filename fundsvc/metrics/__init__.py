@@ -25,6 +25,7 @@ from fundsvc.metrics.families import FUND_FAMILIES
 from fundsvc.metrics.funds import FundMetrics, FundView
 from fundsvc.metrics.mutual import MutualMetrics
 from fundsvc.metrics.requests import RequestMetrics
+from fundsvc.metrics.servers import ServerMetrics
 
 DURABLE_SETTINGS = ("fsync", "full_page_writes", "appendonly")
 """Durability settings of PostgreSQL and of the stream server."""
@@ -115,12 +116,6 @@ class Metrics:
         self.adl_announced_again = Counter(
             "fundsvc_adl_announced_again", "Repeated announcements of ADL rounds.", ["partition"], registry=registry
         )
-        self.durability_off = Gauge(
-            "fundsvc_durability_off",
-            "1 for a durability setting that is off, so that a crash may lose confirmed data.",
-            ["setting"],
-            registry=registry,
-        )
         self.heads_saved = Gauge(
             "fundsvc_heads_saved_timestamp_seconds",
             "Last time at which the heads of the hour were saved, or the engine started; 0 without audit.heads_directory.",
@@ -171,6 +166,7 @@ class Metrics:
         for part in ("database", "stream"):
             self.faults.labels(part)
         self.mutual = MutualMetrics(registry)
+        self.servers = ServerMetrics(registry)
         connections = Gauge("fundsvc_database_connections", "Open database connections of pools.", ["state"], registry=registry)
         connections.labels("used").set_function(lambda: self._open() - self._idle())
         connections.labels("idle").set_function(self._idle)
@@ -216,7 +212,7 @@ class Metrics:
     def set_weak_settings(self, settings: Collection[str]) -> None:
         """Shows which durability settings of the servers are off."""
         for setting in DURABLE_SETTINGS:
-            self.durability_off.labels(setting).set(setting in settings)
+            self.servers.durability_off.labels(setting).set(setting in settings)
 
     def refused(self, limit: str) -> None:
         """Counts a connection that a limit (`all`, `client`) refused."""

@@ -127,6 +127,10 @@ class AdlBooks:
         """Returns a contract's book, or None if it never had a mark or a position. Do not keep it. Raises NotFollowed."""
         return self._partitions[partition].book(symbol)
 
+    def exclusive(self, partition: int) -> Exclusive:
+        """Returns the object that gives access to the books of a partition."""
+        return self._partitions[partition].exclusive
+
     def size(self, symbol: str) -> int:
         """Returns the number of open positions of a contract; raises NotFollowed."""
         book = self.book(symbol, partition_of(symbol, len(self._partitions)))

@@ -320,6 +320,11 @@ FROM current_setting('synchronous_commit') AS now;
 -- name: weak_settings
 SELECT name FROM pg_settings WHERE name IN ('fsync', 'full_page_writes') AND setting = 'off' ORDER BY name;
 
+-- name: archiving
+SELECT current_setting('archive_mode') <> 'off' AND coalesce(last_failed_time > last_archived_time, last_failed_time IS NOT NULL) AS failing,
+       coalesce(extract(epoch FROM last_archived_time), 0)::float8 AS archived
+FROM pg_stat_archiver;
+
 -- name: stream_servers
 SELECT partition, run_id, changes FROM stream_servers;
 
@@ -798,6 +803,28 @@ CROSS JOIN LATERAL (
 ) a
 ORDER BY o.symbol, o.adl;
 
+-- name: orders_of_span
+SELECT o.symbol, o.adl, o.origin, o.reduce, o.lots, o.executed, o.state, o.uncovered, o.recovered, c.settle_currency, c.settle_decimals, o.ts
+FROM adl_orders o JOIN contracts c USING (symbol) WHERE o.ts >= $1 AND o.ts < $2 ORDER BY o.ts, o.symbol, o.adl;
+
+-- name: largest_shortfalls
+-- The $3 largest shortfalls of each settlement currency, in the hours from $1 to before $2.
+SELECT symbol, entry, side, lots, price, bankruptcy_price, price_decimals, paid, uncovered, settle_currency, settle_decimals, ts
+FROM (
+    SELECT e.symbol, e.entry, e.side, e.lots, e.price, e.bankruptcy_price, c.price_decimals, -e.change AS paid, e.uncovered,
+           c.settle_currency, c.settle_decimals, e.ts,
+           row_number() OVER (
+               PARTITION BY c.settle_currency ORDER BY (e.uncovered - e.change) / 10::numeric ^ c.settle_decimals DESC, e.symbol, e.entry
+           ) AS place
+    FROM rollups r JOIN contracts c USING (symbol)
+    JOIN entries e ON e.symbol = r.symbol AND e.entry BETWEEN r.first_entry AND r.last_entry
+    WHERE r.hour >= $1 AND r.hour < $2 AND e.kind = 'shortfall'
+) s
+WHERE place <= $3 ORDER BY settle_currency, place;
+
+-- name: audit_states
+SELECT symbol, bool_and(good) AS good, max(verified_at) AS verified_at FROM audit_progress GROUP BY symbol ORDER BY symbol;
+
 -- name: executed_since
 -- Executions of orders that began with a later sequence.
 SELECT r.symbol, r.account, r.lots, r.body
@@ -1125,17 +1152,20 @@ SELECT ts, began, balance FROM (
 WHERE ts BETWEEN $2 AND $3 ORDER BY ts DESC LIMIT $4;
 
 -- name: deficits
--- Deficits of some contracts by periods of $2 milliseconds: the $4 largest of the last $3 periods of each contract's history, which
--- ends with its last charted hour. Future hours, which an earlier version may have condensed, are skipped. A `cover` entry pays an
+-- Deficits of some contracts by periods of $2 milliseconds: the $4 largest of the last $3 completed periods of each contract's
+-- history, which ends with its last charted hour. The present period is not complete: its deficit may still grow. A `cover` entry pays an
 -- amount that counted as uncovered before, so `covered` is subtracted.
 SELECT h.symbol, h.start_ms, h.last_ms + h.period AS end_ms, ((h.last_ms - h.start_ms) / h.period + 1)::int AS periods, d.number, d.largest
 FROM (
     SELECT a.symbol, a.period, a.rank, z.hour - z.hour % a.period AS last_ms,
            greatest(o.hour - o.hour % a.period, z.hour - z.hour % a.period - (a.periods_max - 1) * a.period) AS start_ms
-    FROM unnest($1::text[], $2::bigint[], $3::int[], $4::int[]) AS a (symbol, period, periods_max, rank)
+    FROM (
+        SELECT *, (extract(epoch FROM now()) * 1000)::bigint / period * period AS present_ms
+        FROM unnest($1::text[], $2::bigint[], $3::int[], $4::int[]) AS u (symbol, period, periods_max, rank)
+    ) a
     CROSS JOIN LATERAL (SELECT r.hour FROM rollups r WHERE r.symbol = a.symbol ORDER BY r.hour LIMIT 1) o
     CROSS JOIN LATERAL (
-        SELECT r.hour FROM rollups r WHERE r.symbol = a.symbol AND r.hour <= (extract(epoch FROM now()) * 1000)::bigint
+        SELECT r.hour FROM rollups r WHERE r.symbol = a.symbol AND r.hour < a.present_ms
         ORDER BY r.hour DESC LIMIT 1
     ) z
 ) h

@@ -1,4 +1,6 @@
-"""Checks the version and the durability settings of a database."""
+"""Checks the version, the durability settings and the archiving of a database."""
+
+from typing import NamedTuple
 
 from fundsvc.store.database import Pool, connect
 from fundsvc.store.reader import fetch
@@ -14,3 +16,16 @@ async def server_version(dsn: str) -> str:
 async def weak_settings(primary: Pool) -> list[str]:
     """Returns the settings that are off and without which a crash may lose commits; raises StoreFault."""
     return [row["name"] for row in await fetch(primary, "weak_settings")]
+
+
+class Archiving(NamedTuple):
+    """Whether the last attempt to archive the write-ahead log failed, and when one last succeeded (seconds, 0 for never)."""
+
+    failing: bool
+    archived: float
+
+
+async def archiving(primary: Pool) -> Archiving:
+    """Returns the state of the archiving; raises StoreFault."""
+    (row,) = await fetch(primary, "archiving")
+    return Archiving(row["failing"], row["archived"])

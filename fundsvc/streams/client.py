@@ -6,7 +6,7 @@ import socket
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, NamedTuple
 
 from redis._parsers.hiredis import _AsyncHiredisParser
 from redis.asyncio import Redis
@@ -243,11 +243,31 @@ def pool_stream_key(pool: str) -> str:
 
 async def is_append_only(client: StreamClient) -> bool:
     """Returns whether the server, or each primary of a cluster, has its append-only file enabled; raises StreamFault."""
+    return all(one["aof_enabled"] for one in await _info(client, "persistence", "aof_enabled"))
+
+
+class Memory(NamedTuple):
+    """The memory that a server uses, and its limit: `maxmemory`, or the memory of its host without one. In bytes."""
+
+    used: int
+    limit: int
+
+
+async def memory(client: StreamClient) -> Memory:
+    """Returns the memory of the server, or of the fullest primary of a cluster; raises StreamFault."""
+    found = [
+        Memory(one["used_memory"], one["maxmemory"] or one["total_system_memory"])
+        for one in await _info(client, "memory", "used_memory")
+    ]
+    return max(found, key=lambda one: one.used / one.limit)
+
+
+async def _info(client: StreamClient, section: str, key: str) -> list[dict[str, Any]]:
+    """Returns a section of INFO of the server, or of each primary of a cluster; `key` is a key of the section."""
     to_all = {"target_nodes": RedisCluster.PRIMARIES} if isinstance(client, RedisCluster) else {}
     with faults():
-        info: dict[str, Any] = await client.execute_command("INFO", "persistence", **to_all)
-    each = [info] if "aof_enabled" in info else info.values()
-    return all(one["aof_enabled"] for one in each)
+        info: dict[str, Any] = await client.execute_command("INFO", section, **to_all)
+    return [info] if key in info else list(info.values())
 
 
 async def drop_idle(client: StreamClient) -> None:

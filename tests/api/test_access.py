@@ -33,6 +33,7 @@ PRIVATE = {
     ("POST", "/api/v1/bullet-private"): {"engine", "trader"},
     ("GET", "/api/v1/ingest/cursor"): {"engine", "risk"},
     ("POST", "/api/v1/ingest/events"): {"engine"},
+    ("GET", "/api/v1/insurance-fund/{symbol}/target/what-if"): {"risk"},
 }
 """The routes that require a role. All others are public. A new route with roles must be added here."""
 

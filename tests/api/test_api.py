@@ -79,7 +79,7 @@ async def serving(config, pings=None, key=stream_key):
         open_pool(config.database.dsn, 4) as pool,
         open_client(config.stream) as stream,
         open_adl_books(config, pool, stream, metrics) as books,
-        appraising(pool, books, config.http.rate_seconds_max) as appraiser,
+        appraising(pool, books, config.http.rate_seconds_max, Metrics()) as appraiser,
         open_tail(config, metrics) as tail,
     ):
         reader = Reader(pool)

@@ -40,6 +40,7 @@ OWN = Outcome(anonymous=401, trader=200, engine=403, risk=200, expired=401, othe
 TRADERS = Outcome(anonymous=401, trader=200, engine=403, risk=403, expired=401, other=200)
 CURSOR = Outcome(anonymous=401, trader=403, engine=200, risk=200, expired=401, other=403)
 ENGINES = Outcome(anonymous=401, trader=403, engine=200, risk=403, expired=401, other=403)
+RISK = Outcome(anonymous=401, trader=403, engine=403, risk=200, expired=401, other=403)
 
 FUND, ADL, MUTUAL = "/api/v1/insurance-fund", "/api/v1/adl", "/api/v1/mutual"
 
@@ -72,6 +73,7 @@ TABLE = {
     f"GET {FUND}/{{symbol}}/entries/{{entry}}": PUBLIC,
     f"GET {FUND}/{{symbol}}/inventory": PUBLIC,
     f"GET {FUND}/{{symbol}}/target": PUBLIC,
+    f"GET {FUND}/{{symbol}}/target/what-if": RISK,
     f"GET {ADL}/positions": OWN,
     f"GET {ADL}/deleveraged": OWN,
     f"GET {ADL}/{{symbol}}/orders": PUBLIC,

@@ -48,7 +48,7 @@ HISTORY = [
 ]
 """A surplus, a shortfall that the fund pays in part, a partly executed order, another surplus, and a takeover."""
 
-CALLERS = {"engine": {}, "trader": {"account": "secret-anna"}}
+CALLERS = {"engine": {}, "trader": {"account": "secret-anna"}, "risk": {}}
 """The claims of the tokens that the examples use, by role."""
 
 VENUES = ["binance", "bybit", "gate", "okx"]
@@ -116,7 +116,10 @@ def validator(document, schema):
 
 
 def token(operation):
-    return bearer("trader", account="secret-anna") if "trader" in operation["description"] else bearer("engine")
+    if "trader" in operation["description"]:
+        return bearer("trader", account="secret-anna")
+    needs_risk = "engine" not in operation["description"] and {} not in operation["security"]
+    return bearer("risk" if needs_risk else "engine")
 
 
 async def ask(world, path, method, operation, example):

@@ -1,6 +1,7 @@
 """HTTPS and wss with generated certificates."""
 
 import ssl
+import time
 
 import aiohttp
 import pytest
@@ -8,7 +9,7 @@ from aiohttp import WSMsgType, web
 from certificates import make_certificate
 from commands import fundsvc
 
-from fundsvc.api.http.server import serve, tls_context
+from fundsvc.api.http.server import expiry, serve, tls_context
 from fundsvc.config.settings import ConfigError
 
 
@@ -52,6 +53,13 @@ async def test_certificate_enables_https_and_wss(tmp_path, in_one_file):
 
 def test_without_certificate_http_is_plain():
     assert tls_context("", "") is None
+    assert expiry("") == 0
+
+
+def test_expiry_is_that_of_the_first_certificate(tmp_path):
+    certificate, _ = make_certificate(tmp_path)
+    (found,) = ssl.create_default_context(cafile=str(certificate)).get_ca_certs()
+    assert expiry(str(certificate)) == ssl.cert_time_to_seconds(found["notAfter"]) > time.time()
 
 
 def test_unusable_certificate_files_are_named(tmp_path):

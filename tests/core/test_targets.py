@@ -94,6 +94,30 @@ def test_value_at_risk_has_an_explanation():
     assert (explained.largest_deficit, explained.start, explained.end) == ("9", 0, 8 * 86_400_000)
 
 
+def test_default_level_is_that_of_99_days_in_100_and_a_year_is_long_enough_for_it():
+    policy = TargetPolicy()
+    assert (policy.level, policy.periods_needed) == (Fraction(99, 100), 100)
+    year = Deficits(0, 365 * 86_400_000, 365, 5, [9 * ONE, 7 * ONE, 5 * ONE, 4 * ONE])
+    size = size_by_deficits(UNIT, policy, year)
+    assert (size.amount, size.explanation.rank, size.reason) == (4 * ONE, 4, "")
+
+
+@pytest.mark.parametrize(("periods", "is_short"), [(1, True), (99, True), (100, False), (365, False)])
+def test_history_that_is_too_short_for_its_level_is_reported(periods, is_short):
+    size = size_by_deficits(UNIT, TargetPolicy(), Deficits(0, periods, periods, 2, [9 * ONE, 4 * ONE]))
+    assert size.explanation.periods_needed == 100
+    assert bool(size.reason) == is_short
+    if is_short:
+        assert size.amount == 9 * ONE
+        assert f"it has {periods} of the 100 periods" in size.reason
+
+
+@given(LEVELS, st.integers(1, 300))
+def test_target_is_always_the_largest_deficit_while_the_history_is_too_short(level, periods):
+    policy = TargetPolicy(cost_of_capital=float(1 - level), cost_of_loss=1.0)
+    assert (quantile_rank(periods, policy.level) == 1) == (periods < policy.periods_needed)
+
+
 def test_no_history_gives_no_value_at_risk():
     size = size_by_deficits(UNIT, TargetPolicy(), None)
     assert (size.amount, size.explanation) == (None, None)

@@ -18,7 +18,7 @@ from ledgers import fill, listing
 from mutuals import POOL, some_life
 from prometheus_server import DEPLOYED, free_port, needs_prometheus, prometheus
 
-from fundsvc.core.events import Fill
+from fundsvc.core.events import Fill, Rate
 from fundsvc.mutual.codec import encode
 from fundsvc.streams.client import open_client, pool_stream_key
 from fundsvc.streams.producer import Producer
@@ -138,6 +138,7 @@ async def test_prometheus_alerts_on_a_drained_fund(config, tmp_path):
             firing = await server.firing()
             return firing if firing.keys() == set(names) else None
 
+        await producer.append([Rate("XBT", "60000", time.time_ns() // 1_000_000)])
         held = takeovers.takeover(2, 10, ts=time.time_ns() // 1_000_000)
         await producer.append([takeovers.LISTING, takeovers.FUNDED, takeovers.mark(50), held])
         await producer.append([*BEGINNING, listing("EMPTY"), liquidation(1, 1000, 39100)])

@@ -137,8 +137,8 @@ def test_containers_have_a_read_only_root_no_capabilities_and_loopback_ports(com
 
 def test_third_party_images_are_pinned_by_digest(compose):
     images = {service["image"] for service in compose["services"].values() if "build" not in service}
-    assert len(images) == 4
-    assert all(re.fullmatch(r"[a-z/]+:[\w.-]+@sha256:[0-9a-f]{64}", image) for image in images)
+    assert len(images) == 6
+    assert all(re.fullmatch(r"[a-z/-]+:[\w.-]+@sha256:[0-9a-f]{64}", image) for image in images)
 
 
 def test_no_secret_is_in_an_environment_or_command_line(compose, local):
@@ -238,6 +238,49 @@ def test_units_serve_health_on_a_port_of_their_own(unit):
     port = config.engine.port if "@" in unit else config.http.health_port
     assert port == (9101 if "@" in unit else 9100)
     assert re.search(r"Health and\n?#? ?metrics: ports? (\d+)", text)[1] == str(port)
+
+
+@pytest.fixture
+def with_receivers(local, tmp_path):
+    """The configuration of Alertmanager with all receivers of the template, and where amtool finds the template of texts."""
+    text = re.sub(r"^    # (\w+_configs:|  )", r"    \1", (local / "alertmanager.yml").read_text(), flags=re.MULTILINE)
+    assert text.count("_configs:") == 5
+    path = tmp_path / "alertmanager.yml"
+    path.write_text(text.replace("/etc/alertmanager/", f"{DEPLOY}/alertmanager/"))
+    return path
+
+
+@needs("amtool")
+def test_the_alertmanager_configuration_is_valid_with_and_without_receivers(local, with_receivers):
+    assert "SUCCESS" in run("amtool", "check-config", local / "alertmanager.yml")
+    assert "1 templates" in run("amtool", "check-config", with_receivers)
+
+
+@needs("amtool")
+@pytest.mark.parametrize(("severity", "receiver"), [("critical", "page"), ("warning", "notify"), ("info", "inform")])
+def test_alerts_are_routed_by_severity(with_receivers, severity, receiver):
+    found = run("amtool", "config", "routes", "test", f"--config.file={with_receivers}", f"severity={severity}", "team=risk")
+    assert receiver in found.splitlines()
+
+
+def test_alerts_of_the_inhibit_rules_exist(local):
+    groups = yaml.safe_load((DEPLOY / "prometheus" / "alerts.yml").read_text())["groups"]
+    alerts = {rule["alert"] for group in groups for rule in group["rules"]}
+    rules = yaml.safe_load((local / "alertmanager.yml").read_text())["inhibit_rules"]
+    matchers = [matcher for rule in rules for matcher in (*rule["source_matchers"], *rule["target_matchers"])]
+    named = {name for matcher in matchers for name in re.findall(r"\w+", matcher.split('"')[1])}
+    assert named
+    assert named <= alerts
+
+
+def test_compose_runs_an_alertmanager_that_prometheus_knows(compose, local):
+    service = compose["services"]["alertmanager"]
+    mounts = {volume["target"]: volume["source"] for volume in service["volumes"]}
+    assert mounts["/etc/alertmanager/alertmanager.yml"] == str(local / "alertmanager.yml")
+    assert mounts["/etc/alertmanager/fundsvc.tmpl"] == str(DEPLOY / "alertmanager" / "fundsvc.tmpl")
+    (found,) = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yml").read_text())["alerting"]["alertmanagers"]
+    assert found["static_configs"] == [{"targets": ["alertmanager:9093"]}]
+    assert "watch" in service["networks"]
 
 
 @needs("promtool")

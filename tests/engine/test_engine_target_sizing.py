@@ -12,6 +12,7 @@ from eventually import eventually
 from ledgers import clocked, fill, listing, owned, restamp
 from live import serving
 from test_engine import running
+from tokens import bearer, with_secret
 
 from fundsvc.concurrency.exclusive import Exclusive
 from fundsvc.config.settings import TargetConfig
@@ -32,7 +33,7 @@ DAY_MS = 24 * HOUR_MS
 START_MS = 1_700_000_000_000 // DAY_MS * DAY_MS
 ONE = 10**8
 PLAIN = Policy()
-HALF = TargetPolicy(period_hours=1, history_days=30, cost_of_capital=0.5)
+HALF = TargetPolicy(period_hours=1, history_days=30, cost_of_capital=0.5, cost_of_loss=1.0)
 
 
 @pytest.fixture
@@ -62,9 +63,9 @@ async def brute_force(connection, symbol, policy):
     "policy",
     [
         HALF,
-        TargetPolicy(period_hours=1, history_days=1, cost_of_capital=0.1),
-        TargetPolicy(period_hours=7, cost_of_capital=0.05),
-        TargetPolicy(period_hours=24, history_days=3, cost_of_capital=0.34),
+        TargetPolicy(period_hours=1, history_days=1, cost_of_capital=0.1, cost_of_loss=1.0),
+        TargetPolicy(period_hours=7, cost_of_capital=0.05, cost_of_loss=1.0),
+        TargetPolicy(period_hours=24, history_days=3, cost_of_capital=0.34, cost_of_loss=1.0),
         TargetPolicy(),
     ],
 )
@@ -105,7 +106,23 @@ async def test_entry_with_a_far_future_time_counts_at_its_recording_time(config,
     await restamp(owner_connection, "AAA", 3, today + 2 * 365 * DAY_MS)
     await condense(pool, 0)
     found = await Targets(pool).deficits({"AAA": TargetPolicy()})
-    assert found == {"AAA": Deficits(start, today + DAY_MS, 5, 2, [4 * ONE])}
+    assert found == {"AAA": Deficits(start, start + DAY_MS, 1, 1, [4 * ONE])}
+
+
+async def test_unfinished_period_does_not_count(config, pool):
+    now = time.time_ns() // 1_000_000
+    today = now // DAY_MS * DAY_MS
+    changes = [(50, today - DAY_MS), (-4, today - 1), (-30, now)]
+    events = [fill("AAA", seq, worth, ts) for seq, (worth, ts) in enumerate(changes, 1)]
+    await settle(config, listing("AAA"), *events, listing("NEW"), fill("NEW", 1, 5, now))
+    await condense(pool, 0)
+    targets = Targets(pool)
+    assert await targets.deficits({"AAA": TargetPolicy(), "NEW": TargetPolicy()}) == {
+        "AAA": Deficits(today - DAY_MS, today, 1, 1, [4 * ONE])
+    }
+    await recomputed(config, pool, TargetPolicy(), Metrics())
+    assert (await targets.explained("AAA")).target.amount == 4 * ONE
+    assert "no history of a completed period of 24 hours" in (await targets.explained("NEW")).reason
 
 
 async def recomputed(config, pool, policy, metrics):
@@ -124,7 +141,8 @@ async def test_targets_are_stored_with_their_explanations_and_replaced(config, p
     await recomputed(config, pool, HALF, metrics)
     found = await targets.explained("AAA")
     assert found.target == Target("value_at_risk", 4 * ONE, 0.5, 1.0, 1.0, 50.0)
-    assert (found.explanation.periods, found.explanation.rank, found.reason) == (1, 1, "")
+    assert (found.explanation.periods, found.explanation.rank) == (1, 1)
+    assert "it has 1 of the 2 periods" in found.reason
     assert found.computed_at > nothing.computed_at
     assert await targets.all() == {"AAA": found.target}
     assert await targets.explained("BBB") is None
@@ -227,6 +245,39 @@ async def test_command_explains_a_target(config, pool, rule, texts):
     for text in texts:
         assert text in done.output
     assert "secret" not in done.output
+
+
+async def test_what_if_has_the_parameters_of_the_policy_or_those_that_are_given(config, pool):
+    config = with_secret(with_section(config, "engine", rollup_seconds=0.05, book_seconds=0.05))
+    async with open_client(config.stream) as client:
+        await Producer(client, 1).append(market())
+    async with running(config):
+        await eventually(lambda: pool.fetchval("SELECT entry = 2 FROM rollup_progress WHERE symbol = 'AAA'"))
+    stored = await pool.fetch("SELECT * FROM targets")
+    async with serving(config) as service:
+        await eventually(lambda: answered(service))
+        path = "/api/v1/insurance-fund/AAA/target/what-if"
+        for query, options, target in (
+            ({}, [], "4"),
+            ({"rule": "cover"}, ["--rule", "cover"], "280"),
+            ({"rule": "cover", "move": "0.2"}, ["--rule", "cover", "--move", "0.2"], "580"),
+            ({"rule": "open_interest", "share": "0.5"}, ["--rule", "open_interest", "--share", "0.5"], "1500"),
+        ):
+            answer = await service.data(path, params=query, headers=bearer("risk"))
+            done = await fundsvc(config, "target", "AAA", *options, "--json")
+            assert (answer["target"], done.result["target"]) == (target, target), query
+            assert {**done.result, "computedAt": 0} == {**answer, "computedAt": 0}
+        for query, words in (
+            ({"costOfLoss": "0.0001"}, "cost_of_capital 0.0003 must be below cost_of_loss 0.0001"),
+            ({"move": "1"}, "move is '1': it must be a number above 0 and below 1"),
+            ({"share": "2"}, "share is '2': it must be a number above 0, at most 1"),
+            ({"fullnessLow": "1"}, "not a parameter"),
+        ):
+            async with service.http.get(path, params=query, headers=bearer("risk")) as refused:
+                assert (refused.status, words in (await refused.json())["msg"]) == (400, True)
+    assert await pool.fetch("SELECT * FROM targets") == stored
+    done = await fundsvc(config, "target", "AAA", "--cost-of-loss", "0.0001")
+    assert (done.code, "must be below cost_of_loss" in done.error) == (2, True)
 
 
 async def test_command_fails_for_an_unknown_contract(config):

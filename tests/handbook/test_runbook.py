@@ -205,12 +205,13 @@ async def api(config):
         yield url
 
 
-async def test_requests_of_the_runbook_return_data(api):
+async def test_requests_of_the_runbook_return_data(api, tmp_path):
     functions = "\n".join(line for line in PREAMBLE if re.match(r"(as|checks)\(\)", line))
     environment = os.environ | {
         "API": api,
         "SYMBOL": SYMBOL,
         "FUNDSVC_TOKEN_SECRET": SECRET,
+        "FUNDSVC_LOG_ACTIONS": str(tmp_path / "actions"),  # standard error must be empty
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
     }
 

@@ -15,10 +15,10 @@ from fundsvc.app import http_side
 from fundsvc.config.settings import StreamConfig
 from fundsvc.engine.durability import Durability, NotDurable
 from fundsvc.metrics import Metrics
-from fundsvc.store.database import connect, open_pool
+from fundsvc.store.database import SQL, connect, open_pool
 from fundsvc.store.leases import Leases, open_leases
 from fundsvc.store.writer import OwnershipLost, open_writer
-from fundsvc.streams.client import is_append_only, open_client
+from fundsvc.streams.client import is_append_only, memory, open_client
 from fundsvc.streams.source import Source
 
 OFF = ("fsync", "full_page_writes")
@@ -68,6 +68,30 @@ async def test_durability_settings_of_the_database_are_checked(config, owner_con
             await durability.check()
 
 
+async def test_archiving_of_the_database_is_measured(config, owner_connection):
+    async with checking(config) as (durability, metrics):
+        await durability.check_database()
+        assert sample_sum(metrics, "fundsvc_wal_archive_failing") == 0
+        assert sample_sum(metrics, "fundsvc_wal_archived_timestamp_seconds") == 0
+
+
+@pytest.mark.parametrize(
+    ("mode", "failed", "archived", "failing"),
+    [
+        ("off", "now()", "NULL", False),
+        ("on", "NULL", "now()", False),
+        ("on", "now()", "NULL", True),
+        ("on", "now()", "now() - interval '1 second'", True),
+        ("on", "now() - interval '1 second'", "now()", False),
+    ],
+)
+async def test_archiving_fails_while_its_last_attempt_failed(owner_connection, mode, failed, archived, failing):
+    statement = SQL["archiving"].replace("current_setting('archive_mode')", f"'{mode}'")
+    given = f"(SELECT ({failed})::timestamptz AS last_failed_time, ({archived})::timestamptz AS last_archived_time) a"
+    row = await owner_connection.fetchrow(statement.replace("pg_stat_archiver", given))
+    assert row["failing"] is failing
+
+
 @pytest.mark.parametrize("mode", ["single", "cluster"])
 async def test_appendonly_of_the_stream_server_is_checked(tmp_path, mode):
     port, bus = free_port(), free_port()
@@ -81,6 +105,10 @@ async def test_appendonly_of_the_stream_server_is_checked(tmp_path, mode):
             assert not await is_append_only(client)
             answer(port, "CONFIG", "SET", "appendonly", "yes")
             assert await is_append_only(client)
+            used, limit = await memory(client)
+            assert 100_000 < used < limit
+            answer(port, "CONFIG", "SET", "maxmemory", "50mb")
+            assert (await memory(client)).limit == 50 * 2**20
 
 
 async def test_readiness_and_metrics_show_weak_durability_and_the_service_continues(config, owner_connection):

@@ -72,6 +72,7 @@ async def prometheus(directory, targets):
     config["scrape_configs"] = [
         {"job_name": job, "static_configs": [{"targets": addresses}]} for job, addresses in targets.items()
     ]
+    del config["alerting"]
     path = directory / "prometheus.yml"
     path.write_text(yaml.safe_dump(config))
     address = f"127.0.0.1:{free_port()}"

@@ -13,6 +13,8 @@ from fundsvc.core.adl.order import State
 from fundsvc.core.adl.valuation import SideName
 from fundsvc.core.events import Account, Number, Positive, Timestamp
 from fundsvc.core.fund.chain import Kind
+from fundsvc.core.fund.fullness import CostOfCapital, CostOfLoss, HistoryDays, Move, PeriodHours, Positions, RuleName
+from fundsvc.core.fund.fullness import Share as MarkShare
 from fundsvc.core.numbers import INT64_MAX
 from fundsvc.core.policy import MINUTE_MS, Share
 from fundsvc.wire.duplicate_keys import decode_json
@@ -142,6 +144,19 @@ class OrdersQuery(Query, frozen=True):
     state: State | UnsetType = UNSET
 
 
+class WhatIfQuery(Query, frozen=True):
+    """Parameters of a target size in place of those of the contract's policy; see section "Target size" of the handbook."""
+
+    rule: RuleName | UnsetType = UNSET
+    period_hours: PeriodHours | UnsetType = UNSET
+    history_days: HistoryDays | UnsetType = UNSET
+    cost_of_capital: CostOfCapital | UnsetType = UNSET
+    cost_of_loss: CostOfLoss | UnsetType = UNSET
+    positions: Positions | UnsetType = UNSET
+    move: Move | UnsetType = UNSET
+    share: MarkShare | UnsetType = UNSET
+
+
 class RoundQuery(Query, frozen=True):
     """A page of the allocations of a round by rank: `maxCount` positions after rank `offset`."""
 
@@ -261,17 +276,22 @@ def _fields(query: type[Parameters]) -> dict[str, inspect.Field]:
 def _allowed(kind: inspect.Type) -> str:
     match kind:
         case inspect.IntType(ge=low, le=high):
-            return f"an integer from {low} to {high}"
+            words = f"an integer from {low} to {high}"
+        case inspect.FloatType(gt=low, lt=None, le=high):
+            words = f"a number above {low:g}, at most {high:g}"
+        case inspect.FloatType(gt=low, lt=high):
+            words = f"a number above {low:g} and below {high:g}"
         case inspect.LiteralType(values=values):
-            return f"one of {', '.join(map(str, values))}"
+            words = f"one of {', '.join(map(str, values))}"
         case inspect.BoolType():
-            return "true or false"
+            words = "true or false"
         case inspect.Metadata(type=described):
-            return _allowed(described)
+            words = _allowed(described)
         case inspect.StrType(min_length=low, max_length=high):
-            return f"text of {low} to {high} characters"
+            words = f"text of {low} to {high} characters"
         case _:
             raise TypeError(f"parameters of type {kind} have no description")
+    return words
 
 
 def _shown(text: str) -> str:

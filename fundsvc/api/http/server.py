@@ -9,6 +9,7 @@ from pathlib import Path
 
 from aiohttp import hdrs, web
 from aiohttp.http_exceptions import HttpProcessingError
+from cryptography.x509 import load_pem_x509_certificates
 
 from fundsvc.api.http.connections import SERVER_NAME, Connection, Connections, Limit
 from fundsvc.api.http.fast_path import FastPath
@@ -97,6 +98,14 @@ def tls_context(certificate: str, key: str) -> ssl.SSLContext | None:
             f"http.certificate {certificate} and its key {key or certificate} do not serve HTTPS: {why}"
         ) from None
     return context
+
+
+def expiry(certificate: str) -> float:
+    """Returns when the certificate in a file expires, in seconds since the epoch; 0 without a file."""
+    if not certificate:
+        return 0.0
+    first = load_pem_x509_certificates(Path(certificate).read_bytes())[0]
+    return first.not_valid_after_utc.timestamp()
 
 
 def _is_client_error(record: logging.LogRecord) -> bool:

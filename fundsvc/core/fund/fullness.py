@@ -11,20 +11,32 @@ RuleName = Literal["value_at_risk", "cover", "open_interest", "none"]
 LEVERAGE_STEPS = 100
 """A recommended leverage is rounded down to hundredths. No exchange offers finer steps."""
 
+PeriodHours = Annotated[int, msgspec.Meta(ge=1, le=168)]
+HistoryDays = Annotated[int, msgspec.Meta(ge=1, le=3650)]
+CostOfCapital = Annotated[float, msgspec.Meta(gt=0, le=1)]
+CostOfLoss = Annotated[float, msgspec.Meta(gt=0, le=1000)]
+Positions = Annotated[int, msgspec.Meta(ge=1, le=100)]
+Move = Annotated[float, msgspec.Meta(gt=0, lt=1)]
+Share = Annotated[float, msgspec.Meta(gt=0, le=1)]
+"""The parameters of the rules."""
+
 _HOURS_PER_DAY = 24
 
 
 class TargetPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The rule and the parameters of a target size; see section "Target size" of the handbook."""
+    """The rule and the parameters of a target size; see section "Target size" of the handbook.
+
+    With the defaults the value at risk is that of 99 of 100 days: the fourth largest deficit of the days of a year.
+    """
 
     rule: RuleName = "value_at_risk"
-    period_hours: Annotated[int, msgspec.Meta(ge=1, le=168)] = 24
-    history_days: Annotated[int, msgspec.Meta(ge=1, le=3650)] = 365
-    cost_of_capital: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.0003
-    cost_of_loss: Annotated[float, msgspec.Meta(gt=0, le=1000)] = 1.0
-    positions: Annotated[int, msgspec.Meta(ge=1, le=100)] = 2
-    move: Annotated[float, msgspec.Meta(gt=0, lt=1)] = 0.10
-    share: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.01
+    period_hours: PeriodHours = 24
+    history_days: HistoryDays = 365
+    cost_of_capital: CostOfCapital = 0.0003
+    cost_of_loss: CostOfLoss = 0.03
+    positions: Positions = 2
+    move: Move = 0.10
+    share: Share = 0.01
     fullness_low: Annotated[float, msgspec.Meta(ge=0, le=100)] = 0.5
     fullness_high: Annotated[float, msgspec.Meta(gt=0, le=100)] = 1.0
     leverage_min: Annotated[float, msgspec.Meta(gt=0, le=1000)] = 1.0
@@ -41,6 +53,11 @@ class TargetPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def level(self) -> Fraction:
         """The level of the value at risk: 1 - cost of capital / cost of loss, above 0 and below 1."""
         return 1 - exact(self.cost_of_capital) / exact(self.cost_of_loss)
+
+    @property
+    def periods_needed(self) -> int:
+        """The number of periods from which on the value at risk is not always the largest deficit."""
+        return math.ceil(1 / (1 - self.level))
 
     @property
     def periods_max(self) -> int:

@@ -4,8 +4,8 @@ Value at risk: the newsvendor rule. A fund of size K costs r K a period, and eac
 kappa. r K + kappa E[max(0, D - K)] is smallest where P(D <= K) reaches 1 - r / kappa, so K* is the value at risk of D at that
 level (the critical ratio of Arrow, Harris and Marschak, "Optimal Inventory Policy", 1951; as capital: Dhaene, Goovaerts, Kaas,
 "Economic Capital Allocation Derived from Risk Measures", 2003). The ledger's history gives D by period; a period without
-deficits counts as 0. The quantile is an order statistic: the smallest deficit that at least that share of the periods did not
-exceed.
+deficits counts as 0, and the unfinished one does not count. The quantile is an order statistic: the smallest deficit that at
+least that share of the periods did not exceed. A history shorter than kappa / r periods has only one such deficit, the largest.
 
 Cover N: the loss of the N largest positions beyond their margins when the mark moves against them ("cover 1" and "cover 2" of
 CPMI-IOSCO's Principles for Financial Market Infrastructures, 2012, principle 4). The larger loss of both sides counts.
@@ -36,7 +36,8 @@ class Explained(msgspec.Struct, tag_field="rule", rename="camel", frozen=True, k
 class ValueAtRisk(Explained, tag="value_at_risk", frozen=True, kw_only=True):
     """The target is the deficit number `rank`, counted from the largest, of the `periods` from `start` to `end`.
 
-    `deficits` of the periods had a deficit.
+    `deficits` of the periods had a deficit. With fewer than `periodsNeeded` periods the target is the largest deficit, at any
+    level that needs so many; 0 in explanations that an earlier version stored.
     """
 
     period_hours: int
@@ -49,6 +50,7 @@ class ValueAtRisk(Explained, tag="value_at_risk", frozen=True, kw_only=True):
     cost_of_loss: float
     level: float
     rank: int
+    periods_needed: int = 0
 
 
 class StressedPosition(msgspec.Struct, rename="camel", frozen=True, kw_only=True):
@@ -88,7 +90,10 @@ Explanation = ValueAtRisk | Cover | OpenInterest
 
 
 class Size(NamedTuple):
-    """A target size in atoms with its explanation. Both are None if it cannot be computed; `reason` explains why."""
+    """A target size in atoms with its explanation. Both are None if it cannot be computed.
+
+    `reason` explains why, or what makes the size doubtful.
+    """
 
     amount: int | None
     explanation: Explanation | None
@@ -123,9 +128,18 @@ def value_at_risk(largest: Sequence[int], periods: int, level: Fraction) -> int:
 
 
 def size_by_deficits(contract: Contract, policy: TargetPolicy, deficits: Deficits | None) -> Size:
-    """Returns the size by the newsvendor rule; `deficits` has as many as the quantile needs, and is None without an entry."""
+    """Returns the size by the newsvendor rule.
+
+    `deficits` has as many as the quantile needs, and is None without an entry in a completed period.
+    """
     if deficits is None:
-        return Size(None, None, f"{contract.symbol} has no history yet")
+        return Size(None, None, f"{contract.symbol} has no history of a completed period of {policy.period_hours} hours yet")
+    needed, reason = policy.periods_needed, ""
+    if deficits.periods < needed:
+        reason = (
+            f"the history is too short for the level {float(policy.level):.6g}: it has {deficits.periods:,} of the"
+            f" {needed:,} periods, so the target is the largest deficit"
+        )
     amount = value_at_risk(deficits.largest, deficits.periods, policy.level)
     return Size(
         amount,
@@ -140,7 +154,9 @@ def size_by_deficits(contract: Contract, policy: TargetPolicy, deficits: Deficit
             cost_of_loss=policy.cost_of_loss,
             level=float(policy.level),
             rank=quantile_rank(deficits.periods, policy.level),
+            periods_needed=needed,
         ),
+        reason,
     )
 
 
