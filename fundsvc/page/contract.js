@@ -2,7 +2,7 @@
 
 import { contractAddress } from "./addresses.js";
 import { showChart } from "./chart.js";
-import { element, visible } from "./dom.js";
+import { element, redraw, visible } from "./dom.js";
 import { showEntries } from "./entries.js";
 import { hash, fundState, money, moment, number, percent, rough } from "./format.js";
 import { showInventory } from "./inventory.js";
@@ -17,6 +17,8 @@ const FACTS = {
   "8 h drawdown": (fund) => percent(fund.drawdown8h),
   Target: (fund) => money(fund.target, fund.settleCurrency, { reason: "the target size is not calculated yet" }),
   Fullness: (fund) => percent(fund.fullness),
+  Payable: (fund) => money(fund.payable, fund.settleCurrency),
+  "Guard line": (fund) => money(fund.guardLine, fund.settleCurrency, { reason: "the policy has no drawdown guard" }),
   "Leverage cap": (fund) => rough(fund.leverageCap),
   Equity: (fund) => money(fund.equity, fund.settleCurrency, { reason: "no mark price is known yet" }),
   "Unrealised PnL": (fund) =>
@@ -29,6 +31,7 @@ const FACTS = {
   "Chain head": (fund) => hash(fund.head),
   Status: (fund) => element("span", {}, fund.status ?? "–"),
   Generation: (fund) => generations(fund),
+  Policy: (fund) => element("span", {}, fund.policy?.words ?? "–"),
 };
 
 /** Links to the earlier generations of a symbol; the number of the shown one alone. */
@@ -54,8 +57,8 @@ export function showContract(root, { market, feed }, symbol) {
     if (!fund || fund === shown) return;
     if (shown && shown.generation !== fund.generation) panels = panels.remove();
     shown = fund;
-    state.replaceChildren(fundState(fund.condition));
-    worth.replaceChildren(...worths(fund));
+    redraw(state, fundState(fund.condition));
+    redraw(worth, ...worths(fund));
     drawFacts(facts, fund);
     panels ??= showPanels(root, feed, symbol, fund.settleCurrency);
     panels.show(fund);
@@ -75,7 +78,7 @@ function showPanels(root, feed, symbol, settleCurrency) {
   const chart = showChart(panels.chart, symbol, settleCurrency);
   const inventory = showInventory(panels.inventory, symbol);
   const added = (entry) => [chart, inventory].forEach((panel) => panel.add(entry));
-  const replaced = () => [chart, inventory].forEach((panel) => panel.reload());
+  const replaced = (newest) => [chart, inventory].forEach((panel) => panel.reload(newest));
   const ends = [
     chart.end,
     inventory.end,
@@ -89,7 +92,8 @@ function showPanels(root, feed, symbol, settleCurrency) {
     Object.values(panels).forEach((panel) => panel.remove());
     return null;
   };
-  return { show: inventory.show, end, remove };
+  const show = (fund) => [chart, inventory].forEach((panel) => panel.show(fund));
+  return { show, end, remove };
 }
 
 function worths(fund) {
@@ -104,8 +108,12 @@ function worths(fund) {
   ];
 }
 
+function factOf(name) {
+  return element("div", { class: name === "Policy" ? "whole" : null }, element("dt", {}, name), element("dd", {}));
+}
+
 function drawFacts(facts, fund) {
   if (!facts.children.length)
-    facts.append(...Object.keys(FACTS).map((name) => element("div", {}, element("dt", {}, name), element("dd", {}))));
-  Object.values(FACTS).forEach((show, place) => facts.children[place].lastChild.replaceChildren(show(fund)));
+    facts.append(...Object.keys(FACTS).map(factOf));
+  Object.values(FACTS).forEach((show, place) => redraw(facts.children[place].lastChild, show(fund)));
 }
