@@ -1,6 +1,6 @@
 /** The balance chart: the shown time range, zoom and scale, extended by each new entry, with lines at what the fund is judged by. */
 
-import { button, element, perPulse } from "./dom.js";
+import { button, element, perPulse, redraw } from "./dom.js";
 import { amountAxis, chartOptions, follow, lookOf, stepLine, timeAxis } from "./drawing.js";
 import { exactMoment } from "./format.js";
 import { isMore, loadSeries } from "./series.js";
@@ -323,8 +323,10 @@ class Chart {
 
   /** Shows the exact time and amount under the crosshair, or the newest ones. */
   #showReadout(place) {
-    const part = place === null ? this.#series.last : this.#series.parts[Math.min(place, this.#series.parts.length - 1)];
-    this.readout.replaceChildren(...readoutOf(part, this.#currency));
+    const { parts, last } = this.#series;
+    const newest = { since: last.until, until: last.until, closing: last.closing };
+    const part = place === null ? newest : parts[Math.min(place, parts.length - 1)];
+    redraw(this.readout, ...readoutOf(part, this.#currency));
   }
 
   /** Draws a band from the lowest to the highest balance where a part is wider than a pixel. */
@@ -387,7 +389,8 @@ class Chart {
     const texts = this.#lines().map(({ title, text, value, name }) =>
       element("span", { class: `line-${name}` }, `${title} ${text}${this.#isNear(value) ? "" : " (above)"}`),
     );
-    this.legend.replaceChildren(
+    redraw(
+      this.legend,
       ...texts,
       element("span", { class: "loss" }, "shortfall"),
       element("span", { class: "adl" }, "ADL order"),

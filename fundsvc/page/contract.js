@@ -47,12 +47,14 @@ export function showContract(root, { market, feed }, symbol) {
   const state = element("span", {});
   const worth = element("div", { class: "worth" });
   const facts = element("dl", { class: "facts" });
-  root.append(element("header", { class: "contract" }, element("div", { class: "name" }, title, state), worth, facts));
+  const others = element("select", { "aria-label": "Go to contract", change: () => (location.hash = contractAddress(others.value)) });
+  root.append(element("header", { class: "contract" }, element("div", { class: "name" }, title, state, others), worth, facts));
 
   let shown = null;
   let panels = null;
   const unlisten = market.listen(() => {
     const fund = market.find(symbol);
+    drawChoice(others, market, symbol);
     if (market.funds && !fund) worth.textContent = `No contract ${visible(symbol)} is listed.`;
     if (!fund || fund === shown) return;
     if (shown && shown.generation !== fund.generation) panels = panels.remove();
@@ -67,6 +69,14 @@ export function showContract(root, { market, feed }, symbol) {
     unlisten();
     panels?.end();
   };
+}
+
+/** Offers the open contracts, and the shown one. */
+function drawChoice(choice, { funds }, symbol) {
+  const open = [...(funds?.values() ?? [])].filter(({ closed }) => !closed).map(({ name }) => name);
+  const names = [...new Set([symbol, ...open])].sort();
+  redraw(choice, ...names.map((name) => element("option", { value: name }, name)));
+  if (choice.value !== symbol) choice.value = symbol;
 }
 
 /** Shows the panels of a listed contract below its facts. Returns `show` for a changed fund, `end`, and `remove`. */

@@ -3,7 +3,7 @@
 import { arrange, element } from "./dom.js";
 import { FUND_STATES, fundState, short, sumDecimals } from "./format.js";
 import { COLUMNS, Row, sideOf, Widths } from "./rows.js";
-import { scroller } from "./table.js";
+import { moveFocus, oneStop, scroller } from "./table.js";
 import { showTotals } from "./totals.js";
 
 const RESORT_MS = 2000;
@@ -126,6 +126,7 @@ class ContractsView {
       this.body,
       funds.map((fund) => this.#row(fund).element),
     );
+    oneStop(this.body);
   }
 
   #row({ name }) {
@@ -180,16 +181,6 @@ function totalTile({ currency, contracts, closed, balance, outstanding, usdt, re
     element("p", {}, "≈ ", short(usdt, { reason }), " ", element("abbr", {}, "USDT")),
     element("p", owed, "outstanding ", short(outstanding)),
   );
-}
-
-/** Moves the focus between the links of the rows with the arrow keys. */
-function moveFocus(event) {
-  const links = [...event.currentTarget.querySelectorAll("a")];
-  const place = links.indexOf(document.activeElement);
-  const next = { ArrowDown: place + 1, ArrowUp: place - 1, Home: 0, End: links.length - 1 }[event.key];
-  if (place < 0 || next === undefined) return;
-  event.preventDefault();
-  links[Math.min(Math.max(next, 0), links.length - 1)].focus();
 }
 
 /** Shows the contracts in `root`. Returns a function that closes the view. */

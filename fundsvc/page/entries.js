@@ -5,7 +5,7 @@ import { get } from "./api.js";
 import { requestButton } from "./request_button.js";
 import { button, element, perPulse } from "./dom.js";
 import { moment, number } from "./format.js";
-import { alignDecimals } from "./table.js";
+import { alignDecimals, moveFocus, oneStop } from "./table.js";
 
 const PAGE_ENTRIES = 100;
 const MISSED_MAX = 500;
@@ -30,7 +30,7 @@ class EntryList {
   constructor(root, symbol, observer) {
     this.#symbol = symbol;
     this.#observer = observer;
-    this.body = element("tbody", { role: "rowgroup" });
+    this.body = element("tbody", { role: "rowgroup", keydown: moveFocus });
     const heads = COLUMNS.map((name) => element("th", { role: "columnheader", ...sideOf(name) }, name));
     const head = element("thead", { role: "rowgroup" }, element("tr", { role: "row" }, ...heads));
     const label = `Ledger entries of ${symbol}, newest first`;
@@ -85,6 +85,7 @@ class EntryList {
     this.#pending = [];
     this.#rowsMax = PAGE_ENTRIES;
     this.body.replaceChildren(...dataList.map((entry) => this.#row(entry)));
+    oneStop(this.body);
     this.older.hidden = !hasMore;
     this.#observer.replaced(this.#newest);
   }
@@ -94,6 +95,7 @@ class EntryList {
     const { dataList, hasMore } = await this.#page({ offset: oldest, maxCount: PAGE_ENTRIES });
     this.#rowsMax += dataList.length;
     this.body.append(...dataList.map((entry) => this.#row(entry)));
+    oneStop(this.body);
     this.older.hidden = !hasMore;
   }
 
@@ -124,6 +126,7 @@ class EntryList {
       this.body.lastElementChild.remove();
       this.older.hidden = false;
     }
+    oneStop(this.body);
   }
 
   #toTop() {
