@@ -23,7 +23,7 @@ from fundsvc.core.fund.fullness import Target
 from fundsvc.core.fund.state import FundStateName, drawdown, guard_at, state_of
 from fundsvc.core.generations import generation_of
 from fundsvc.core.numbers import format_units
-from fundsvc.core.policy import Policy
+from fundsvc.core.policy import Policy, payable
 from fundsvc.readmodel.inventories import HeldInventory, HeldSide
 from fundsvc.store.reader import EntryRow, FundRow, Listed
 
@@ -100,6 +100,9 @@ class FundAnswer(Answer, frozen=True, kw_only=True):
     lots. `unrealisedPnl` is their worth at the mark, each tranche rounded down, and `equity` is balance + unrealisedPnl; both
     are null without a mark. They change with the mark, at most once a second. `equityDrawdown` is 1 - max(0, equity) / its
     highest value of the drawdown guard's hours; null unless the guard watches the equity.
+
+    `payable` is what the fund may pay of a loss now: the balance above `guardLine`, below which the drawdown guard begins ADL;
+    null without a guard.
     """
 
     symbol: str
@@ -110,6 +113,8 @@ class FundAnswer(Answer, frozen=True, kw_only=True):
     balance_base: str | None
     base_currency: str | None
     outstanding: str
+    payable: str
+    guard_line: str | None
     equity: str | None
     unrealised_pnl: str | None
     inventory: list[HeldSideAnswer]
@@ -267,6 +272,8 @@ def fund_answer(
         balance_base_reason=base_missing(fund) if in_base is None else UNSET,
         base_currency=base_currency(fund),
         outstanding=format_units(fund.outstanding, decimals),
+        payable=format_units(payable(fund.balance, guard), decimals),
+        guard_line=format_units(guard.line, decimals) if guard else None,
         equity=None if unrealised is None else format_units(fund.balance + unrealised, decimals),
         unrealised_pnl=None if unrealised is None else format_units(unrealised, decimals),
         inventory=[_held_side(side, fund.contract) for side in held.sides] if held else [],

@@ -4,17 +4,18 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from fractions import Fraction
 from itertools import groupby
+from typing import cast
 
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET, UnsetType, field
 
 from fundsvc.api.adl_answers.orders import OrderAnswer
 from fundsvc.api.answers import Answer, EntryAnswer
 from fundsvc.api.valuation import EQUIVALENT_DECIMALS, in_usdt
 from fundsvc.core.contracts import Contract
-from fundsvc.core.generations import public_symbol
+from fundsvc.core.generations import generation_of, public_symbol
 from fundsvc.core.numbers import format_units
 from fundsvc.store.reader import FundRow
-from fundsvc.store.statistics import Bucket, FundAt
+from fundsvc.store.statistics import Bucket, Chart, ChartBucket, CurrencyHistory, FundAt, Hour
 
 Candle = tuple[int, str, str, str, str, str, str, str, int]
 """Start time (ms); open, high, low and close of the balance; credited, paid, uncovered; fills."""
@@ -34,6 +35,8 @@ class CurrencyAnswer(Answer, frozen=True, kw_only=True):
 class SummaryAnswer(Answer, frozen=True, kw_only=True):
     """The sums of all funds by settlement currency, and their total value at `ts`. No fund pays for another.
 
+    All sums equal those of the funds' own answers at the same moment: each fund's value in USDT is rounded down, then added.
+
     The answer includes every commit before `asOf` by the database's clock.
     """
 
@@ -42,6 +45,31 @@ class SummaryAnswer(Answer, frozen=True, kw_only=True):
     total_usdt_reason: str | UnsetType = UNSET
     ts: int
     as_of: int
+
+
+CurrencyCandle = tuple[int, str, str, str, str, str, int]
+"""Start time (ms); total balance at the start and at the end; credited, paid, uncovered; fills."""
+
+
+class CurrencyCandlesAnswer(Answer, frozen=True):
+    """The total balance of all funds of a currency over time: candles `[time, open, close, credited, paid, uncovered, fills]`.
+
+    Only the sums are known, not their extremes within a candle.
+    """
+
+    currency: str
+    candles: list[CurrencyCandle]
+
+
+class FundHoursAnswer(Answer, frozen=True):
+    """The hours of a fund with entries, oldest first: `[start, opening, lowest, closing]`.
+
+    In other hours the balance did not change.
+    """
+
+    symbol: str
+    generation: int
+    hours: list[tuple[int, str, str, str]]
 
 
 class FundAtAnswer(Answer, frozen=True):
@@ -56,6 +84,25 @@ class FundAtAnswer(Answer, frozen=True):
     outstanding: str
     entry: int
     entry_ts: int
+
+
+ChartPart = tuple[int, int, str, str, str, str, str, int]
+"""Times of the first and last entry (ms); highest, lowest and last balance; paid, uncovered; fills."""
+
+
+class ChartAnswer(Answer, frozen=True):
+    """A fund's balance over time, up to its entry `entry`: `opening` at `from`, then at most some 3,000 parts, oldest first.
+
+    A part is `[since, until, highest, lowest, closing, paid, uncovered, fills]`. It has all entries of a stretch of time, so no
+    dip is missing. Few entries have a part each. `begin` is the time of the fund's first entry, null without entries.
+    """
+
+    symbol: str
+    begin: int | None
+    from_: int = field(name="from")
+    opening: str
+    entry: int
+    parts: list[ChartPart]
 
 
 class EntryDetailAnswer(Answer, frozen=True):
@@ -88,7 +135,7 @@ def summary_answer(funds: Iterable[FundRow], rate_of: Rated, ts: int, as_of: int
         group = list(found)
         balance = _sum(group, lambda fund: fund.balance)
         rate, missing = rate_of(currency)
-        worth = None if rate is None else in_usdt(balance, rate)
+        worth = None if rate is None else _sum_of_rounded(group, rate)
         total += worth or 0
         currencies.append(
             CurrencyAnswer(
@@ -122,6 +169,40 @@ def fund_at_answer(contract: Contract, ts: int, past: FundAt) -> FundAtAnswer:
     )
 
 
+def currency_candles_answer(history: CurrencyHistory) -> CurrencyCandlesAnswer:
+    """Returns the answer for the total balance of a currency over time."""
+    texts = [
+        (bucket.start, *(format_units(amount, history.decimals) for amount in bucket[1:-1]), bucket.fills)
+        for bucket in history.buckets
+    ]
+    return CurrencyCandlesAnswer(history.currency, cast("list[CurrencyCandle]", texts))
+
+
+def fund_hours_answer(contract: Contract, hours: Iterable[Hour]) -> FundHoursAnswer:
+    """Returns the answer for the hours of a fund."""
+    generation, decimals = generation_of(contract.symbol), contract.settle_decimals
+    texts = [(hour.start, *(format_units(amount, decimals) for amount in hour[1:])) for hour in hours]
+    return FundHoursAnswer(generation.symbol, generation.number, cast("list[tuple[int, str, str, str]]", texts))
+
+
+def chart_answer(contract: Contract, chart: Chart) -> ChartAnswer:
+    """Returns the answer for a chart."""
+    decimals = contract.settle_decimals
+    return ChartAnswer(
+        symbol=public_symbol(contract.symbol),
+        begin=chart.begin,
+        from_=chart.start,
+        opening=format_units(chart.opening, decimals),
+        entry=chart.entry,
+        parts=[_chart_part(bucket, decimals) for bucket in chart.buckets],
+    )
+
+
+def _chart_part(bucket: ChartBucket, decimals: int) -> ChartPart:
+    highest, lowest, closing, paid, uncovered = (format_units(amount, decimals) for amount in bucket[2:-1])
+    return bucket.since, bucket.until, highest, lowest, closing, paid, uncovered, bucket.fills
+
+
 def candles(buckets: Sequence[Bucket], span: range, now_ms: int, decimals: int) -> Iterator[Candle]:
     """Yields the candles that start within a span until now. A time without entries has a candle at the previous close.
 
@@ -153,6 +234,13 @@ def _currency(fund: FundRow) -> str:
 def _sum(funds: Iterable[FundRow], amount_of: Callable[[FundRow], int]) -> Fraction:
     """Returns the exact sum, also of contracts with different decimals."""
     return sum((Fraction(amount_of(fund), 10**fund.settle_decimals) for fund in funds), Fraction(0))
+
+
+def _sum_of_rounded(funds: Iterable[FundRow], rate: int) -> Fraction:
+    """Returns the worth of funds, each rounded down, so that it equals the sum of their own answers."""
+    scale = 10**EQUIVALENT_DECIMALS
+    worths = (in_usdt(Fraction(fund.balance, 10**fund.settle_decimals), rate) for fund in funds)
+    return Fraction(sum(math.floor(worth * scale) for worth in worths), scale)
 
 
 def _decimals(funds: Iterable[FundRow]) -> int:

@@ -12,18 +12,25 @@ from fundsvc.api.csv_rows import CSV
 from fundsvc.api.exports import STREAMED_ROWS, Exports
 from fundsvc.api.fund_answers import (
     Candle,
+    ChartAnswer,
+    CurrencyCandlesAnswer,
     EntryDetailAnswer,
     FundAtAnswer,
+    FundHoursAnswer,
     SummaryAnswer,
     candles,
+    chart_answer,
+    currency_candles_answer,
     fund_at_answer,
+    fund_hours_answer,
     summary_answer,
 )
 from fundsvc.api.http.application import Route, find_contract, find_fund, query_parameters
 from fundsvc.api.http.errors import NotFound
-from fundsvc.api.http.parameters import CandlesQuery, HistoryQuery, MomentQuery, Query, SpanQuery, read_query
+from fundsvc.api.http.parameters import CandlesQuery, ChartQuery, HistoryQuery, MomentQuery, Query, SpanQuery, read_query
 from fundsvc.api.http.routes import Endpoint, Media
 from fundsvc.api.http.tokens import Caller
+from fundsvc.api.policy_answers import PolicyAnswer, policy_answers
 from fundsvc.api.valuation_inputs import Appraiser
 from fundsvc.api.visibility import PUBLIC, visibility_of
 from fundsvc.core.commitment import NO_SECRETS, Secrets
@@ -31,8 +38,11 @@ from fundsvc.core.fund.chain import GENESIS
 from fundsvc.core.policy import Policy
 from fundsvc.readmodel.ledger_tail import Tail
 from fundsvc.store.adl import AdlReader
-from fundsvc.store.reader import EntryRow, FundRow, Reader
+from fundsvc.store.reader import HOUR_MS, EntryRow, FundRow, Reader
 from fundsvc.store.statistics import Statistics
+
+FUNDS_PER_REQUEST = 50
+"""The funds whose history takes the database about as long as another request."""
 
 ENTRY_DIGITS_MAX = 18
 """Digits of an entry number. 18 digits fit 64 bits."""
@@ -64,8 +74,12 @@ class FundResources:
         self._secrets = secrets
         self.routes = (
             Route("/api/v1/insurance-fund/summary", Query, self.summary),
+            Route("/api/v1/policies", Query, self.policies),
+            Route("/api/v1/summary/candles", CandlesQuery, self.summary_candles, cost=self.summary_cost),
+            Route("/api/v1/summary/hours", Query, self.summary_hours, cost=self.summary_cost),
             Route("/api/v1/insurance-fund/{symbol}/at", MomentQuery, self.at),
             Route("/api/v1/insurance-fund/{symbol}/candles", CandlesQuery, self.candles),
+            Route("/api/v1/insurance-fund/{symbol}/chart", ChartQuery, self.chart),
             Route("/api/v1/insurance-fund/{symbol}/history", HistoryQuery, self.history),
             Endpoint(
                 "/api/v1/insurance-fund/{symbol}/history.csv",
@@ -87,6 +101,34 @@ class FundResources:
         self._tail.check()
         return summary_answer(self._tail.funds.values(), self._appraiser.rate, time.time_ns() // 1_000_000, self._tail.as_of_ms)
 
+    async def policies(self, _query: Query) -> list[PolicyAnswer]:
+        """The policies in force, each with its contracts."""
+        self._tail.check()
+        return policy_answers((symbol, self._policy_of(symbol)) for symbol in self._tail.current)
+
+    async def summary_candles(self, query: CandlesQuery) -> list[CurrencyCandlesAnswer]:
+        """The total balance of all funds of each settlement currency over time, and what changed it; at most 500 candles.
+
+        Hours and days are in UTC. A currency's first candle is that of its first change. Without `from` and `to`, the answer
+        contains the latest candles.
+        """
+        now_ms = time.time_ns() // 1_000_000
+        span = query.starts(now_ms)
+        self._tail.check_knows(span.stop)
+        return [currency_candles_answer(history) for history in await self._statistics.currencies(span, now_ms)]
+
+    async def summary_hours(self, _query: Query) -> list[FundHoursAnswer]:
+        """The last 24 hours of each fund with a change in them, by hour in UTC: the lowest and the last balance."""
+        self._tail.check()
+        now_ms = time.time_ns() // 1_000_000
+        found = await self._statistics.hours(now_ms - now_ms % HOUR_MS - 23 * HOUR_MS)
+        contracts = self._tail.contracts
+        return [fund_hours_answer(contracts[key], hours) for key, hours in found.items() if key in contracts]
+
+    def summary_cost(self) -> int:
+        """Returns how many more requests the history of all currencies counts as: it reads that of each fund."""
+        return len(self._tail.funds) // FUNDS_PER_REQUEST
+
     async def at(self, query: MomentQuery, symbol: str) -> FundAtAnswer:
         """A fund at a time of the engine's clock."""
         self._tail.check_knows(query.ts)
@@ -106,6 +148,13 @@ class FundResources:
         self._tail.check_knows(span.stop)
         buckets = await self._statistics.buckets(contract.symbol, span.start, span.stop, span.step)
         return list(candles(buckets, span, now_ms, contract.settle_decimals))
+
+    async def chart(self, query: ChartQuery, symbol: str) -> ChartAnswer:
+        """The balance over time with the lowest and highest of each part, for a chart that hides no dip."""
+        contract = (await find_contract(self._reader, symbol)).contract
+        end = None if query.end is UNSET else query.end
+        self._tail.check_knows(end or 0)
+        return chart_answer(contract, await self._statistics.chart(contract.symbol, query.begin, end))
 
     async def history(self, query: HistoryQuery, symbol: str) -> Page[EntryAnswer]:
         """A page of a fund's ledger."""

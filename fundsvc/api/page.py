@@ -1,30 +1,27 @@
 """Serves the page at `/`: static files with hashes in their paths, compressed once, under a content security policy.
 
 Files with a hash in their path never change, so browsers cache them permanently. `/` is revalidated on each request and names
-the current hashes. The page's modules import each other by relative paths, so they share one hash.
+the current hash, which all files share. The modules of the page are one script, because each request delays the first chart.
 """
 
 import re
 from importlib.resources import files
-from importlib.resources.abc import Traversable
 from urllib.parse import urlsplit
 
 from aiohttp import hdrs, web
 
 from fundsvc.api.http.routes import Endpoint, Media
 from fundsvc.api.http.static_files import Asset, answer_asset, digest
+from fundsvc.api.page_bundle import bundle
 
 FOREVER = "public, max-age=31536000, immutable"
 """Permanent caching: one year is the customary maximum."""
 
-EMPTY_STYLE = "sha256-47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU="
-"""The hash of an empty style element. Plotly creates one and adds its rules by script."""
-
 HOST = re.compile(r"[\w.:\[\]-]+", re.ASCII)
 """A host with an optional port. Other content of the header Host is not copied into the policy."""
 
-MAP_STYLE = re.compile(rb'getElementById\("([0-9a-f]{40,})"\)')
-"""The place in plotly's script that looks up the style element of its maps; the id is a hash."""
+SERVED_ALONE = "theme.js"
+"""The script that is no module, because it runs before the first paint."""
 
 
 class WebPage:
@@ -32,17 +29,9 @@ class WebPage:
 
     def __init__(self, public_url: str = "") -> None:
         self._public_host = urlsplit(public_url).netloc
-        own, plotly = files("fundsvc") / "page", files("plotly") / "package_data" / "plotly.min.js"
-        assets = {file.name: Asset(file.name, file.read_bytes) for file in own.iterdir() if file.name != "index.html"}
-        charts = Asset(plotly.name, plotly.read_bytes)
-        version = digest("".join(f"{name} {assets[name].etag}\n" for name in sorted(assets)).encode())
-        self._assets = {(version, name): asset for name, asset in assets.items()} | {(charts.etag, plotly.name): charts}
-        named = {
-            "{files}": f"page/{version}",
-            "{plotly}": f"page/{charts.etag}/{plotly.name}",
-            "{map-style}": _map_style(plotly),
-        }
-        index = re.sub("|".join(named), lambda found: named[found[0]], (own / "index.html").read_text()).encode()
+        self._assets = {asset.name: asset for asset in _assets()}
+        self._version = digest("".join(f"{name} {asset.etag}\n" for name, asset in sorted(self._assets.items())).encode())
+        index = (files("fundsvc") / "page" / "index.html").read_text().replace("{files}", f"page/{self._version}").encode()
         self._index = Asset("index.html", lambda: index)
         self.endpoints = (
             Endpoint("/", self.index, {200: Media("text/html")}),
@@ -56,8 +45,8 @@ class WebPage:
 
     async def file(self, request: web.Request) -> web.Response:
         """A file of the page."""
-        asset = self._assets.get((request.match_info["digest"], request.match_info["name"]))
-        if asset is None:
+        asset = self._assets.get(request.match_info["name"])
+        if asset is None or request.match_info["digest"] != self._version:
             raise web.HTTPNotFound
         return await answer_asset(request, asset, {hdrs.CACHE_CONTROL: FOREVER})
 
@@ -69,7 +58,7 @@ class WebPage:
             (
                 "default-src 'none'",
                 "script-src 'self'",
-                f"style-src 'self' '{EMPTY_STYLE}'",
+                "style-src 'self'",
                 "img-src 'self'",
                 f"connect-src 'self' {sockets}".rstrip(),
                 "base-uri 'none'",
@@ -79,10 +68,17 @@ class WebPage:
         )
 
 
-def _map_style(plotly: Traversable) -> str:
-    """Returns the id of the style element that plotly's script adds for maps unless the element exists.
-
-    The policy does not permit this style, and the page has no maps. The page contains an element with this id instead.
-    """
-    found = MAP_STYLE.search(plotly.read_bytes())
-    return found[1].decode() if found else "map-style"
+def _assets() -> list[Asset]:
+    """Returns the files of the page and of its chart library, with the modules joined in `app.js`."""
+    page = files("fundsvc") / "page"
+    texts = {file.name.removesuffix(".js"): file for file in page.iterdir() if file.name.endswith(".js")}
+    alone = texts.pop(SERVED_ALONE.removesuffix(".js"))
+    script = bundle({name: file.read_text() for name, file in texts.items()}).encode()
+    plain = (
+        page / "page.css",
+        page / "icon.svg",
+        page / "uplot" / "uPlot.iife.min.js",
+        page / "uplot" / "uPlot.min.css",
+        alone,
+    )
+    return [Asset("app.js", lambda: script), *(Asset(file.name, file.read_bytes) for file in plain)]

@@ -6,7 +6,7 @@ import { button, element } from "./dom.js";
 import { lights, moment, number, percent, rough } from "./format.js";
 import { announce } from "./notices.js";
 import { listTable, scroller } from "./table.js";
-import { connectionToken, removeStoredToken, storedToken, storeToken, tokenForm } from "./token.js";
+import { connectionToken, removeStoredToken, storedAccount, storedToken, storeToken, tokenForm } from "./token.js";
 
 const REFRESH_MS = 3000;
 
@@ -60,7 +60,7 @@ function rank(row) {
 class AccountView {
   #feed;
   #token = storedToken();
-  #account = "";
+  #account = storedAccount();
   #known = null;
   #timer = 0;
   #unsubscribe = () => {};
@@ -97,7 +97,7 @@ class AccountView {
     this.#account = account;
     try {
       const answer = await this.#read();
-      storeToken(token);
+      storeToken(token, account);
       this.#feed.start(connectionToken());
       this.#show(answer);
     } catch (error) {

@@ -25,7 +25,7 @@ export class ApiError extends Error {
  */
 const SMALL = new Set(
   (
-    "ts oldestTs updatedAt recordedAt entryTs entry cause closes adl round rank ranked lights positions contracts " +
+    "ts oldestTs updatedAt recordedAt entryTs entry cause closes adl round rank ranked lights toLights positions contracts " +
     "at cycle cycles nextCutoff policy waitingUntil sharesFrom expiresAt termsVersion"
   ).split(" "),
 );

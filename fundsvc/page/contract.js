@@ -2,7 +2,7 @@
 
 import { contractAddress } from "./addresses.js";
 import { showChart } from "./chart.js";
-import { element, visible } from "./dom.js";
+import { element, redraw, visible } from "./dom.js";
 import { showEntries } from "./entries.js";
 import { hash, fundState, money, moment, number, percent, rough } from "./format.js";
 import { showInventory } from "./inventory.js";
@@ -17,6 +17,8 @@ const FACTS = {
   "8 h drawdown": (fund) => percent(fund.drawdown8h),
   Target: (fund) => money(fund.target, fund.settleCurrency, { reason: "the target size is not calculated yet" }),
   Fullness: (fund) => percent(fund.fullness),
+  Payable: (fund) => money(fund.payable, fund.settleCurrency),
+  "Guard line": (fund) => money(fund.guardLine, fund.settleCurrency, { reason: "the policy has no drawdown guard" }),
   "Leverage cap": (fund) => rough(fund.leverageCap),
   Equity: (fund) => money(fund.equity, fund.settleCurrency, { reason: "no mark price is known yet" }),
   "Unrealised PnL": (fund) =>
@@ -29,6 +31,7 @@ const FACTS = {
   "Chain head": (fund) => hash(fund.head),
   Status: (fund) => element("span", {}, fund.status ?? "–"),
   Generation: (fund) => generations(fund),
+  Policy: (fund) => element("span", {}, fund.policy?.words ?? "–"),
 };
 
 /** Links to the earlier generations of a symbol; the number of the shown one alone. */
@@ -44,18 +47,20 @@ export function showContract(root, { market, feed }, symbol) {
   const state = element("span", {});
   const worth = element("div", { class: "worth" });
   const facts = element("dl", { class: "facts" });
-  root.append(element("header", { class: "contract" }, element("div", { class: "name" }, title, state), worth, facts));
+  const others = element("select", { "aria-label": "Go to contract", change: () => (location.hash = contractAddress(others.value)) });
+  root.append(element("header", { class: "contract" }, element("div", { class: "name" }, title, state, others), worth, facts));
 
   let shown = null;
   let panels = null;
   const unlisten = market.listen(() => {
     const fund = market.find(symbol);
+    drawChoice(others, market, symbol);
     if (market.funds && !fund) worth.textContent = `No contract ${visible(symbol)} is listed.`;
     if (!fund || fund === shown) return;
     if (shown && shown.generation !== fund.generation) panels = panels.remove();
     shown = fund;
-    state.replaceChildren(fundState(fund.condition));
-    worth.replaceChildren(...worths(fund));
+    redraw(state, fundState(fund.condition));
+    redraw(worth, ...worths(fund));
     drawFacts(facts, fund);
     panels ??= showPanels(root, feed, symbol, fund.settleCurrency);
     panels.show(fund);
@@ -64,6 +69,14 @@ export function showContract(root, { market, feed }, symbol) {
     unlisten();
     panels?.end();
   };
+}
+
+/** Offers the open contracts, and the shown one. */
+function drawChoice(choice, { funds }, symbol) {
+  const open = [...(funds?.values() ?? [])].filter(({ closed }) => !closed).map(({ name }) => name);
+  const names = [...new Set([symbol, ...open])].sort();
+  redraw(choice, ...names.map((name) => element("option", { value: name }, name)));
+  if (choice.value !== symbol) choice.value = symbol;
 }
 
 /** Shows the panels of a listed contract below its facts. Returns `show` for a changed fund, `end`, and `remove`. */
@@ -75,7 +88,7 @@ function showPanels(root, feed, symbol, settleCurrency) {
   const chart = showChart(panels.chart, symbol, settleCurrency);
   const inventory = showInventory(panels.inventory, symbol);
   const added = (entry) => [chart, inventory].forEach((panel) => panel.add(entry));
-  const replaced = () => [chart, inventory].forEach((panel) => panel.reload());
+  const replaced = (newest) => [chart, inventory].forEach((panel) => panel.reload(newest));
   const ends = [
     chart.end,
     inventory.end,
@@ -89,7 +102,8 @@ function showPanels(root, feed, symbol, settleCurrency) {
     Object.values(panels).forEach((panel) => panel.remove());
     return null;
   };
-  return { show: inventory.show, end, remove };
+  const show = (fund) => [chart, inventory].forEach((panel) => panel.show(fund));
+  return { show, end, remove };
 }
 
 function worths(fund) {
@@ -104,8 +118,12 @@ function worths(fund) {
   ];
 }
 
+function factOf(name) {
+  return element("div", { class: name === "Policy" ? "whole" : null }, element("dt", {}, name), element("dd", {}));
+}
+
 function drawFacts(facts, fund) {
   if (!facts.children.length)
-    facts.append(...Object.keys(FACTS).map((name) => element("div", {}, element("dt", {}, name), element("dd", {}))));
-  Object.values(FACTS).forEach((show, place) => facts.children[place].lastChild.replaceChildren(show(fund)));
+    facts.append(...Object.keys(FACTS).map(factOf));
+  Object.values(FACTS).forEach((show, place) => redraw(facts.children[place].lastChild, show(fund)));
 }

@@ -1,11 +1,15 @@
-/** The list of all contracts, sorted and filtered, with totals by currency. */
+/** The list of all contracts, sorted and filtered, with totals by currency, also over time. */
 
 import { arrange, element } from "./dom.js";
-import { FUND_STATES, fundState, money, number } from "./format.js";
+import { FUND_STATES, fundState, short, sumDecimals } from "./format.js";
 import { COLUMNS, Row, sideOf, Widths } from "./rows.js";
-import { scroller } from "./table.js";
+import { moveFocus, oneStop, scroller } from "./table.js";
+import { showTotals } from "./totals.js";
 
 const RESORT_MS = 2000;
+
+/** How often the lines of the last 24 hours are read again. */
+const HOURS_MS = 60_000;
 
 /** The last choice of order and filter, kept while the page is open. */
 const chosen = { sort: "usdt", descending: true, text: "", state: "" };
@@ -15,7 +19,7 @@ class ContractsView {
   #rows = new Map();
   #order = [];
   #sortedAt = 0;
-  #summary = null;
+  #totalled = null;
 
   constructor(root, market) {
     this.#market = market;
@@ -32,7 +36,8 @@ class ContractsView {
     this.widths = new Widths(this.table);
     this.empty = element("p", { class: "none" });
     const heading = element("h1", { class: "hidden", tabindex: "-1" }, "Contracts");
-    root.append(heading, this.totals, this.#toolbar(), scroller("Contracts", this.table, this.empty));
+    this.history = element("section", { class: "panel history" });
+    root.append(heading, this.totals, this.#toolbar(), scroller("Contracts", this.table, this.empty), this.history);
     this.#showSort();
   }
 
@@ -87,12 +92,12 @@ class ContractsView {
 
   /** Draws the funds. Sorts the rows at once with `sort`, else at an interval, but not while the pointer or focus is on one. */
   draw({ sort = false } = {}) {
-    const { funds, summary, problem } = this.#market;
+    const { funds, problem } = this.#market;
     if (!funds) {
       this.count.textContent = problem || "loading";
       return;
     }
-    this.#drawTotals(summary);
+    this.#drawTotals([...funds.values()]);
     const all = [...funds.values()].filter((fund) => (chosen.state === "closed") === fund.closed);
     const shown = this.#filtered(all);
     const busy = this.body.matches(":hover, :focus-within");
@@ -121,6 +126,7 @@ class ContractsView {
       this.body,
       funds.map((fund) => this.#row(fund).element),
     );
+    oneStop(this.body);
   }
 
   #row({ name }) {
@@ -128,45 +134,62 @@ class ContractsView {
     return this.#rows.get(name);
   }
 
-  #drawTotals(summary) {
-    if (summary === this.#summary) return;
-    this.#summary = summary;
+  /** Draws the sums of all funds as they are shown now, so that each total is the sum of its rows. */
+  #drawTotals(funds) {
+    const groups = new Map();
+    for (const fund of funds) groups.set(fund.settleCurrency, [...(groups.get(fund.settleCurrency) ?? []), fund]);
+    const totals = [...groups].sort(([a], [b]) => a.localeCompare(b)).map(([currency, group]) => totalOf(currency, group));
+    const text = JSON.stringify(totals);
+    if (text === this.#totalled) return;
+    this.#totalled = text;
+    const missing = totals.map(({ reason }) => reason).filter(Boolean);
+    const all = missing.length ? null : sumDecimals(totals.map(({ usdt }) => usdt));
     const total = element(
       "div",
       { class: "total all" },
       element("h2", {}, "All funds"),
-      money(summary.totalUsdt, "USDT"),
-      element("p", {}, summary.totalUsdtReason ?? ""),
+      element("span", { class: "money" }, short(all), " ", element("abbr", {}, "USDT")),
+      element("p", {}, missing.join("; ")),
     );
-    const each = summary.currencies.map((row) => {
-      const title = element("h2", {}, `${row.currency} · ${row.contracts} ${row.contracts === 1 ? "contract" : "contracts"}`);
-      const worth = element("p", {}, "≈ ", money(row.balanceUsdt, "USDT", { reason: row.balanceUsdtReason }));
-      const outstanding = element(
-        "p",
-        { class: /[1-9]/.test(row.outstanding) ? "owed" : null },
-        "outstanding ",
-        number(row.outstanding),
-      );
-      return element("div", { class: "total" }, title, number(row.balance), worth, outstanding);
-    });
-    this.totals.replaceChildren(total, ...each);
+    this.totals.replaceChildren(total, ...totals.map(totalTile));
   }
 }
 
-/** Moves the focus between the links of the rows with the arrow keys. */
-function moveFocus(event) {
-  const links = [...event.currentTarget.querySelectorAll("a")];
-  const place = links.indexOf(document.activeElement);
-  const next = { ArrowDown: place + 1, ArrowUp: place - 1, Home: 0, End: links.length - 1 }[event.key];
-  if (place < 0 || next === undefined) return;
-  event.preventDefault();
-  links[Math.min(Math.max(next, 0), links.length - 1)].focus();
+/** Returns the exact sums of the funds of a currency; `reason` states why their value in USDT is not known. */
+function totalOf(currency, funds) {
+  const sum = (field) => sumDecimals(funds.map((fund) => fund[field]));
+  const unknown = funds.find(({ balanceUsdt }) => balanceUsdt === null);
+  return {
+    currency,
+    contracts: funds.length,
+    closed: funds.filter(({ closed }) => closed).length,
+    balance: sum("balance"),
+    outstanding: sum("outstanding"),
+    usdt: unknown ? null : sum("balanceUsdt"),
+    reason: unknown ? unknown.balanceUsdtReason : "",
+  };
+}
+
+function totalTile({ currency, contracts, closed, balance, outstanding, usdt, reason }) {
+  const counted = `${contracts} ${contracts === 1 ? "contract" : "contracts"}${closed ? `, ${closed} closed` : ""}`;
+  const owed = { class: /[1-9]/.test(outstanding) ? "owed" : null };
+  return element(
+    "div",
+    { class: "total" },
+    element("h2", {}, `${currency} · ${counted}`),
+    short(balance),
+    element("p", {}, "≈ ", short(usdt, { reason }), " ", element("abbr", {}, "USDT")),
+    element("p", owed, "outstanding ", short(outstanding)),
+  );
 }
 
 /** Shows the contracts in `root`. Returns a function that closes the view. */
 export function showContracts(root, { market }) {
   const view = new ContractsView(root, market);
   const unlisten = market.listen(() => view.draw());
+  const hours = setInterval(market.readHours, HOURS_MS);
+  const endTotals = showTotals(view.history);
+  market.readHours();
   const shortcut = (event) => {
     if (event.key !== "/" || event.target.matches("input, select, textarea")) return;
     event.preventDefault();
@@ -175,6 +198,8 @@ export function showContracts(root, { market }) {
   document.addEventListener("keydown", shortcut);
   return () => {
     unlisten();
+    clearInterval(hours);
+    endTotals();
     document.removeEventListener("keydown", shortcut);
   };
 }

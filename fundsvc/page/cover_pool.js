@@ -4,7 +4,7 @@ import { ApiError, get } from "./api.js";
 import { element } from "./dom.js";
 import { estimate, formatAmount, parseAmount } from "./estimate.js";
 import { dayAndClock, moment, money, number, percent } from "./format.js";
-import { coloursOf, layout, plotly } from "./drawing.js";
+import { amountAxis, chartOptions, follow, lookOf, stepLine, timeAxis } from "./drawing.js";
 import { listTable, scroller } from "./table.js";
 
 /** The cut-offs in the chart, and those of the payout ratio and of the calculator. */
@@ -69,7 +69,7 @@ export class CoverPool {
   #terms = null;
   #version = null;
   #ended = false;
-  #drawn = false;
+  #chart = null;
 
   constructor(root, name) {
     this.name = name;
@@ -82,8 +82,7 @@ export class CoverPool {
     this.result = element("output", { for: "loss" });
     this.loss = element("input", { id: "loss", inputmode: "decimal", autocomplete: "off", value: FIRST_LOSS });
     this.loss.addEventListener("input", () => this.#calculate());
-    const [balance, released] = ["balance", "released"].map((name) => element("i", { class: name }));
-    const legend = element("p", { class: "legend" }, balance, "balance ", released, "released");
+    const legend = element("p", { class: "legend" }, ...["balance", "released"].map((name) => element("span", { class: name }, name)));
     const terms = element("details", {}, element("summary", {}, "Terms"), this.terms);
     const label = element("label", { for: "loss" }, `A qualifying loss of (${name})`);
     root.append(
@@ -91,18 +90,17 @@ export class CoverPool {
       panel("cycles", "Cut-offs", [], this.plot, element("div", { class: "foot" }, this.note, legend)),
       panel("calculator", "What would this pool have paid?", [], element("p", {}, label, " ", this.loss), this.result),
     );
-    this.resized = new ResizeObserver(() => this.#drawn && this.#chart());
-    this.resized.observe(this.plot);
-    this.recoloured = () => this.#drawn && this.#chart();
+    this.unfollow = follow(this.plot, () => this.#chart);
+    this.recoloured = () => this.#draw();
     document.addEventListener("themechange", this.recoloured);
   }
 
   /** Frees what the chart holds. */
   end = () => {
     this.#ended = true;
-    this.resized.disconnect();
+    this.unfollow();
     document.removeEventListener("themechange", this.recoloured);
-    if (this.#drawn) window.Plotly.purge(this.plot);
+    this.#chart?.destroy();
   };
 
   /** Shows the present state of the pool. Reads its terms and cut-offs when they change. */
@@ -132,13 +130,13 @@ export class CoverPool {
     const path = `mutual/pools/${encodeURIComponent(this.name)}`;
     try {
       const cycles = get(`${path}/cycles`, { maxCount: CHARTED });
-      const [{ dataList }, { terms }] = await Promise.all([cycles, get(path), plotly()]);
+      const [{ dataList }, { terms }] = await Promise.all([cycles, get(path)]);
       if (this.#ended || this.#cycle !== cycle) return;
       this.#cycles = dataList;
       this.#terms = terms;
       this.#showTerms();
       this.#calculate();
-      this.#chart();
+      this.#draw();
     } catch (error) {
       if (!(error instanceof ApiError)) throw error;
       this.note.textContent = error.message;
@@ -181,31 +179,49 @@ export class CoverPool {
     return `${made} ${result} This is the past. It promises nothing.`;
   }
 
-  #chart() {
+  #draw() {
     const cycles = this.#cycles.toReversed();
+    this.#chart?.destroy();
+    this.#chart = null;
     if (!cycles.length) {
       this.note.textContent = "No cut-off has happened yet.";
       return;
     }
-    const colours = coloursOf(this.plot);
+    const shades = lookOf(this.plot);
+    const look = () => shades;
     const times = cycles.map(({ at }) => at);
     const gap = cycles.length > 1 ? times[1] - times[0] : 86_400_000;
-    const range = [times[0] - gap / 2, times.at(-1) + gap / 2];
-    const texts = (name) => cycles.map((cycle) => `${dayAndClock(cycle.at)}<br>${name} ${cycle[name]} ${this.name}`);
-    const base = { x: times, hoverinfo: "text" };
-    const line = { mode: "lines", line: { color: colours.accent, width: 1.6, shape: "hv" } };
-    const bars = { type: "bar", textposition: "none", yaxis: "y2", marker: { color: colours.adl }, width: gap * 0.7 };
-    const traces = [
-      { ...base, ...line, y: cycles.map(({ balance }) => Number(balance)), text: texts("balance") },
-      { ...base, ...bars, y: cycles.map(({ released }) => Number(released)), text: texts("released") },
-    ];
-    const { fontFamily: family } = getComputedStyle(this.plot);
-    const shape = layout(range, colours, { family, width: this.plot.clientWidth, isLogarithmic: false });
-    shape.yaxis = { ...shape.yaxis, domain: [0.42, 1], nticks: 5 };
-    shape.yaxis2 = { ...shape.yaxis, domain: [0, 0.36], nticks: 3 };
-    window.Plotly.react(this.plot, traces, shape, { displayModeBar: false, responsive: false });
-    this.#drawn = true;
-    this.note.textContent = `the last ${cycles.length} cut-offs: the balance before each, and what it released`;
+    const [balances, released] = ["balance", "released"].map((name) => cycles.map((cycle) => Number(cycle[name])));
+    const bars = window.uPlot.paths.bars({ size: [0.7, 40] });
+    const options = chartOptions(this.plot, {
+      series: [
+        {},
+        stepLine(look, "accent", { scale: "balance" }),
+        { scale: "released", paths: bars, fill: () => shades.adl, points: { show: false } },
+      ],
+      scales: {
+        x: { time: false, range: () => [times[0] - gap / 2, times.at(-1) + gap / 2] },
+        balance: { range: () => [-0.8 * (Math.max(...balances) || 1), 1.05 * (Math.max(...balances) || 1)] },
+        released: { range: () => [0, 2.8 * (Math.max(...released) || 1)] },
+      },
+      axes: [
+        timeAxis(look),
+        { ...amountAxis(look), scale: "balance", filter: (_chart, splits) => splits.map((value) => (value < 0 ? null : value)) },
+      ],
+      cursor: { drag: { x: false, setScale: false }, y: false, points: { show: false } },
+      hooks: { setCursor: [(chart) => this.#describe(cycles, chart.cursor.idx)] },
+    });
+    this.#chart = new window.uPlot(options, [times, balances, released], this.plot);
+    this.plot.chart = this.#chart;
+    this.#describe(cycles, null);
+  }
+
+  /** Names the amounts of the cut-off under the crosshair, or what the chart shows. */
+  #describe(cycles, place) {
+    const cycle = cycles[place ?? -1];
+    const all = `the last ${cycles.length} cut-offs: the balance before each, and what it released`;
+    const one = () => `${dayAndClock(cycle.at)}: balance ${cycle.balance} ${this.name}, released ${cycle.released} ${this.name}`;
+    this.note.textContent = cycle ? one() : all;
   }
 }
 

@@ -41,6 +41,50 @@ export function perFrame(draw) {
   };
 }
 
+/**
+ * Parts that change with each fill are drawn in the same frames, at most so often: each frame costs a layout and a paint. A change
+ * after a pause is drawn at once.
+ */
+const PULSE_MS = 1000;
+
+const due = new Set();
+let drawnAt = -Infinity;
+
+const pulse = perFrame(() => {
+  drawnAt = performance.now();
+  const draws = [...due];
+  due.clear();
+  draws.forEach((draw) => draw());
+});
+
+/** Returns a function that schedules one call of `draw` in a common frame, at most every `gapMs`, however often it is called. */
+export function perPulse(draw, gapMs = 0) {
+  let isWaiting = false;
+  let lastAt = -Infinity;
+  const drawNow = () => {
+    isWaiting = false;
+    lastAt = performance.now();
+    draw();
+  };
+  const join = () => {
+    if (!due.size) setTimeout(pulse, drawnAt + PULSE_MS - performance.now());
+    due.add(drawNow);
+  };
+  return () => {
+    if (isWaiting) return;
+    isWaiting = true;
+    const wait = lastAt + gapMs - performance.now();
+    if (wait > 0) setTimeout(join, wait);
+    else join();
+  };
+}
+
+/** Replaces the children of an element unless they are equal, so that the browser lays out only what has changed. */
+export function redraw(parent, ...children) {
+  const isSame = children.length === parent.childNodes.length && children.every((child, place) => child.isEqualNode(parent.childNodes[place]));
+  if (!isSame) parent.replaceChildren(...children);
+}
+
 /** Brings children into the given order without moving those in place, so that focus and selection are kept. */
 export function arrange(parent, children) {
   const kept = new Set(children);

@@ -3,14 +3,21 @@
 import { entryAddress, fundPath } from "./addresses.js";
 import { get } from "./api.js";
 import { requestButton } from "./request_button.js";
-import { button, element, perFrame } from "./dom.js";
+import { button, element, perPulse } from "./dom.js";
 import { moment, number } from "./format.js";
-import { alignDecimals } from "./table.js";
+import { alignDecimals, moveFocus, oneStop } from "./table.js";
 
 const PAGE_ENTRIES = 100;
 const MISSED_MAX = 500;
 
+/** More rows than fit into the height of the list. */
+const VISIBLE_ROWS = 16;
+
 const COLUMNS = ["Entry", "Time", "Kind", "Change", "Balance", "Cause"];
+
+/** The width of a column in `ch`: of its longest text, and of the padding. The last column takes the rest. */
+const DIGIT = 1.08;
+const PADDING = 1.9;
 
 class EntryList {
   #symbol;
@@ -18,14 +25,16 @@ class EntryList {
   #pending = [];
   #newest = null;
   #rowsMax = PAGE_ENTRIES;
+  #widths = COLUMNS.map(({ length }) => length);
 
   constructor(root, symbol, observer) {
     this.#symbol = symbol;
     this.#observer = observer;
-    this.body = element("tbody", {});
-    const heads = COLUMNS.map((name) => element("th", { scope: "col", ...sideOf(name) }, name));
-    const caption = element("caption", { class: "hidden" }, `Ledger entries of ${symbol}, newest first`);
-    this.table = element("table", { class: "list cards" }, caption, element("thead", {}, element("tr", {}, ...heads)), this.body);
+    this.body = element("tbody", { role: "rowgroup", keydown: moveFocus });
+    const heads = COLUMNS.map((name) => element("th", { role: "columnheader", ...sideOf(name) }, name));
+    const head = element("thead", { role: "rowgroup" }, element("tr", { role: "row" }, ...heads));
+    const label = `Ledger entries of ${symbol}, newest first`;
+    this.table = element("table", { class: "ledger cards", role: "table", "aria-label": label }, head, this.body);
     this.older = requestButton("Older entries", () => this.#readOlder(), { class: "quiet wide", hidden: true });
     const scrolled = () => this.#flush();
     this.scroller = element(
@@ -38,8 +47,8 @@ class EntryList {
     this.waiting = button("", () => this.#toTop(), { class: "quiet waiting" });
     this.waiting.disabled = true;
     const whole = element("a", { class: "button quiet", href: `api/v1/${fundPath(symbol)}/history.csv`, download: true }, "CSV");
-    const head = element("div", { class: "head" }, element("h2", {}, "Entries"), this.waiting, whole);
-    root.append(head, this.problem, this.scroller);
+    const title = element("div", { class: "head" }, element("h2", {}, "Entries"), this.waiting, whole);
+    root.append(title, this.problem, this.scroller);
   }
 
   /** Reads the entries after the newest known one, or the newest page if they are too many. Returns `after` to subscribe with. */
@@ -76,8 +85,9 @@ class EntryList {
     this.#pending = [];
     this.#rowsMax = PAGE_ENTRIES;
     this.body.replaceChildren(...dataList.map((entry) => this.#row(entry)));
+    oneStop(this.body);
     this.older.hidden = !hasMore;
-    this.#observer.replaced();
+    this.#observer.replaced(this.#newest);
   }
 
   async #readOlder() {
@@ -85,6 +95,7 @@ class EntryList {
     const { dataList, hasMore } = await this.#page({ offset: oldest, maxCount: PAGE_ENTRIES });
     this.#rowsMax += dataList.length;
     this.body.append(...dataList.map((entry) => this.#row(entry)));
+    oneStop(this.body);
     this.older.hidden = !hasMore;
   }
 
@@ -93,7 +104,7 @@ class EntryList {
     return this.scroller.scrollTop > 4 || this.body.contains(document.activeElement);
   }
 
-  #flush = perFrame(() => {
+  #flush = perPulse(() => {
     if (!this.#isReading) this.#showPending();
     const count = this.#pending.length;
     this.waiting.textContent = count ? `${count} newer` : "";
@@ -105,16 +116,17 @@ class EntryList {
     if (!this.#pending.length) return;
     const top = Number(this.body.firstElementChild?.dataset.entry ?? 0);
     if (top && this.#pending[0].entry > top + 1) this.body.replaceChildren();
-    this.body.prepend(
-      ...this.#pending
-        .splice(0)
-        .reverse()
-        .map((entry) => this.#row(entry)),
-    );
+    const added = this.#pending
+      .splice(0)
+      .reverse()
+      .map((entry) => this.#row(entry));
+    // The visible rows are inserted anew. To move them would shift what the reader looks at, which browsers count as instability.
+    this.body.prepend(...added, ...[...this.body.children].slice(0, VISIBLE_ROWS));
     while (this.body.childElementCount > this.#rowsMax) {
       this.body.lastElementChild.remove();
       this.older.hidden = false;
     }
+    oneStop(this.body);
   }
 
   #toTop() {
@@ -133,13 +145,24 @@ class EntryList {
       number(entry.balance),
       cause(entry),
     ];
-    const row = element(
-      "tr",
-      { "data-entry": entry.entry },
-      ...cells.map((cell, place) => element("td", { "data-title": COLUMNS[place], ...sideOf(COLUMNS[place]) }, cell)),
+    const row = element("tr", { role: "row", "data-entry": entry.entry });
+    row.append(
+      ...cells.map((cell, place) =>
+        element("td", { role: "cell", "data-title": COLUMNS[place], ...sideOf(COLUMNS[place]) }, cell),
+      ),
     );
+    this.#fit(cells);
     alignDecimals(this.table, row);
     return row;
+  }
+
+  /** Widens the columns if a text needs it. Each row is a grid of its own, so that a new one changes the layout of no other. */
+  #fit(cells) {
+    const widths = this.#widths.map((width, place) => Math.max(width, cells[place].textContent.length));
+    if (widths.every((width, place) => width === this.#widths[place])) return;
+    this.#widths = widths;
+    const tracks = widths.slice(0, -1).map((width) => `${width * DIGIT + PADDING}ch`);
+    this.table.style.setProperty("--columns", `${tracks.join(" ")} minmax(11rem, 1fr)`);
   }
 }
 
@@ -173,7 +196,7 @@ function origin({ kind, orderId, side, lots, price, bankruptcyPrice, closes, for
   return `${side} ${lots} at ${price}, bankruptcy price ${bankruptcyPrice}`;
 }
 
-/** Shows the entries of a contract. Calls `observer.added` for each new one, `observer.replaced` after the list was reloaded. */
+/** Shows the entries of a contract. Calls `observer.added` for each new one, `observer.replaced` with the newest number after the list was reloaded. */
 export function showEntries(root, feed, symbol, observer) {
   const list = new EntryList(root, symbol, observer);
   list.resume().catch((error) => list.showProblem(error.message));

@@ -13,6 +13,36 @@ export function number(given, { signed = false, reason = "" } = {}) {
   return element("span", { class: `number ${trend}` }, sign, ...groups, element("span", { class: "fraction" }, fraction));
 }
 
+/** Amounts with at most so many characters are shown whole. */
+const WHOLE_LENGTH_MAX = 8;
+
+/** Ratios from this one on are shown in short. */
+const SHORT_RATIO = 1000;
+
+/** Rounds towards 0, so that a short amount never claims more than there is. */
+const SHORT = new Intl.NumberFormat("en", { notation: "compact", maximumSignificantDigits: 5, roundingMode: "trunc" });
+
+/**
+ * Shows an amount with five digits, such as 1.2345M. Its text stays exact, so it is what a reader copies and a screen reader says;
+ * the short form is in the style alone. The exact amount is also the title.
+ */
+export function short(given, { signed = false, reason = "" } = {}) {
+  if (given === null || given === undefined || given.length <= WHOLE_LENGTH_MAX) return number(given, { signed, reason });
+  const trend = signed ? trendOf(given) : "";
+  const exact = element("span", { class: "hidden" }, given);
+  return element("span", { class: `number short ${trend}`, "data-short": SHORT.format(given), title: given }, exact);
+}
+
+/** Shows a change of a balance in percent of what it was before, or the amount if that was 0. Its title is the amount. */
+export function changeOf(change, balance) {
+  const before = Number(balance) - Number(change);
+  if (before <= 0) return short(change, { signed: true });
+  const trend = trendOf(change);
+  const sign = trend === "down" ? "-" : "";
+  const text = `${sign}${percentText(Math.abs(Number(change)) / before)} %`;
+  return element("span", { class: `number percent ${trend}`, title: change }, text);
+}
+
 function trendOf(text) {
   if (/^-?[0.]+$/.test(text)) return "still";
   return text.startsWith("-") ? "down" : "up";
@@ -26,8 +56,12 @@ export function money(given, currency, options) {
 /** Shows a ratio in percent. Its title is the exact number. */
 export function percent(ratio) {
   if (ratio === null || ratio === undefined) return number(null);
-  const text = (ratio * 100).toFixed(2);
+  const text = percentText(ratio);
   return element("span", { class: "percent", title: String(ratio) }, DECIMAL.test(text) ? number(text) : text, " %");
+}
+
+function percentText(ratio) {
+  return ratio < SHORT_RATIO ? (ratio * 100).toFixed(2) : SHORT.format(ratio * 100);
 }
 
 /** Shows a number such as a score or a leverage with five digits. Its title is the exact number. */
@@ -51,6 +85,11 @@ export function day(ms) {
 /** Returns the local date and time of day. */
 export function dayAndClock(ms) {
   return `${day(ms)} ${clock(ms)}`;
+}
+
+/** Returns the local date and time of day, to the millisecond. */
+export function exactMoment(ms) {
+  return `${dayAndClock(ms)}.${String(ms % 1000).padStart(3, "0")}`;
 }
 
 function padded(count) {
@@ -137,10 +176,32 @@ export function compareDecimals(a, b) {
   return first < second ? -1 : Number(first > second);
 }
 
+/** Returns the exact sum of decimal strings. */
+export function sumDecimals(texts) {
+  const places = Math.max(0, ...texts.map(decimalsOf));
+  const sum = texts.reduce((total, text) => total + atoms(text, places), 0n);
+  const digits = String(sum < 0n ? -sum : sum).padStart(places + 1, "0");
+  const fraction = places ? `.${digits.slice(-places)}`.replace(/\.?0+$/, "") : "";
+  return (sum < 0n ? "-" : "") + digits.slice(0, digits.length - places) + fraction;
+}
+
 function decimalsOf(text) {
   return text.split(".")[1]?.length ?? 0;
 }
 
 function atoms(text, places) {
   return BigInt(text.replace(".", "") + "0".repeat(places - decimalsOf(text)));
+}
+
+/** Says a policy in a few words. Its title is the whole policy. */
+export function policyWords(policy) {
+  if (!policy) return number(null);
+  const { waterfall, eligible, allocation, guardStart, words } = policy;
+  const parts = [
+    waterfall === "fund_then_adl" ? "fund first" : "ADL first",
+    eligible === "profitable" ? "profitable" : "all positions",
+    { queue: "by rank", pro_rata: "pro rata", capped: "by rank, capped" }[allocation],
+    ...(guardStart === null ? [] : [`guard ${Number((guardStart * 100).toFixed(4))} %`]),
+  ];
+  return element("span", { class: "policy", title: words }, parts.join(" · "));
 }

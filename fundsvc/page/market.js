@@ -4,9 +4,7 @@
  */
 
 import { ApiError, get } from "./api.js";
-import { perFrame } from "./dom.js";
-
-const SUMMARY_MS = 2000;
+import { perPulse } from "./dom.js";
 
 /** The service recalculates changes and targets every 20 s. */
 const REFRESH_MS = 30_000;
@@ -14,7 +12,8 @@ const REFRESH_MS = 30_000;
 export class Market {
   #feed;
   #listeners = new Set();
-  #summaryDue = 0;
+  #hours = new Map();
+  #policies = new Map();
 
   /**
    * The funds received from the topic since the latest read began, by symbol and generation. The answer of that read may be older,
@@ -24,17 +23,14 @@ export class Market {
 
   /**
    * The funds by name, null until they are loaded. The fund of the newest generation has the symbol as its name, an earlier one
-   * the symbol, @ and its generation. The `condition` of a fund is its state, or "closed".
+   * the symbol, @ and its generation. The `condition` of a fund is its state, or "closed"; its `policy` is null while unknown.
    */
   funds = null;
-
-  /** Totals by currency, null until they are loaded. */
-  summary = null;
 
   /** Why the funds are not loaded. */
   problem = "";
 
-  #notify = perFrame(() => this.#listeners.forEach((listener) => listener()));
+  #notify = perPulse(() => this.#listeners.forEach((listener) => listener()));
 
   constructor(feed) {
     this.#feed = feed;
@@ -52,7 +48,7 @@ export class Market {
     document.addEventListener("visibilitychange", refresh);
   }
 
-  /** Calls `listener` now and after changes, at most once per frame. Returns a function that stops this. */
+  /** Calls `listener` now and after changes, in common frames. Returns a function that stops this. */
   listen(listener) {
     this.#listeners.add(listener);
     listener();
@@ -62,10 +58,10 @@ export class Market {
   /** Reads all funds. Of two concurrent reads, the one that began later is used. */
   async #read() {
     const changed = (this.#changed = new Map());
-    const [funds, summary] = await Promise.all([get("insurance-fund", { closed: true }), get("insurance-fund/summary")]);
+    const [funds, policies] = await Promise.all([get("insurance-fund", { closed: true }), get("policies")]);
     if (changed !== this.#changed) return;
-    this.funds = byName([...funds, ...changed.values()]);
-    this.summary = summary;
+    this.#policies = new Map(policies.flatMap((policy) => policy.symbols.map((symbol) => [symbol, policy])));
+    this.#replace([...funds, ...changed.values()]);
     this.problem = "";
     this.#notify();
   }
@@ -76,21 +72,38 @@ export class Market {
     return this.funds?.get(name) ?? (newest && keyOf(newest) === name ? newest : undefined);
   }
 
+  /** Reads the last 24 hours of all funds: `hours` of a fund are then [start, opening, lowest, closing] of its hours with entries. */
+  readHours = async () => {
+    if (document.hidden) return;
+    try {
+      const rows = await get("summary/hours");
+      this.#hours = new Map(rows.map((row) => [keyOf(row), row.hours]));
+      if (this.funds) this.#replace([...this.funds.values()]);
+      this.#notify();
+    } catch (error) {
+      if (!(error instanceof ApiError)) throw error; // The next read follows soon; the lines stay as they are.
+    }
+  };
+
   #change(fund) {
     this.#changed.set(keyOf(fund), fund);
     const before = this.funds?.get(fund.symbol);
-    if (before?.generation === fund.generation) this.funds.set(fund.symbol, named(fund, fund.symbol));
-    else if (this.funds) this.funds = byName([...this.funds.values(), fund]);
+    if (before?.generation === fund.generation) this.funds.set(fund.symbol, this.#named(fund, fund.symbol));
+    else if (this.funds) this.#replace([...this.funds.values(), fund]);
     this.#notify();
-    this.#summaryDue ||= setTimeout(() => this.#summaryIsDue(), SUMMARY_MS);
   }
 
-  #summaryIsDue() {
-    this.#summaryDue = 0;
-    this.#whileVisible(async () => {
-      this.summary = await get("insurance-fund/summary");
-      this.#notify();
-    });
+  /** Sets the funds by name. Of two funds with the same generation, the later one is used. */
+  #replace(funds) {
+    const newest = new Map();
+    for (const { symbol, generation } of funds) newest.set(symbol, Math.max(generation, newest.get(symbol) ?? 0));
+    const nameOf = (fund) => (Number(fund.generation) === newest.get(fund.symbol) ? fund.symbol : keyOf(fund));
+    this.funds = new Map(funds.map((fund) => [nameOf(fund), this.#named(fund, nameOf(fund))]));
+  }
+
+  #named(fund, name) {
+    const condition = fund.closed ? "closed" : fund.state;
+    return { ...fund, name, condition, hours: this.#hours.get(keyOf(fund)), policy: this.#policies.get(fund.symbol) ?? null };
   }
 
   /** Reads while the page is visible. After a failure the page is not live: drops the connection, which reads all on its return. */
@@ -107,16 +120,4 @@ export class Market {
 
 function keyOf({ symbol, generation }) {
   return `${symbol}@${generation}`;
-}
-
-function named(fund, name) {
-  return { ...fund, name, condition: fund.closed ? "closed" : fund.state };
-}
-
-/** Returns funds by name. Of two funds with the same generation, the later one is used. */
-function byName(funds) {
-  const newest = new Map();
-  for (const { symbol, generation } of funds) newest.set(symbol, Math.max(generation, newest.get(symbol) ?? 0));
-  const nameOf = (fund) => (Number(fund.generation) === newest.get(fund.symbol) ? fund.symbol : keyOf(fund));
-  return new Map(funds.map((fund) => [nameOf(fund), named(fund, nameOf(fund))]));
 }

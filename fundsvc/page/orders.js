@@ -3,7 +3,7 @@
 import { entryAddress } from "./addresses.js";
 import { get } from "./api.js";
 import { requestButton } from "./request_button.js";
-import { arrange, element } from "./dom.js";
+import { arrange, element, perPulse } from "./dom.js";
 import { lights, moment, number, rough } from "./format.js";
 import { announce } from "./notices.js";
 import { listTable, scroller } from "./table.js";
@@ -215,7 +215,7 @@ class OrderList {
     this.older.hidden = false;
   }
 
-  #draw() {
+  #draw = perPulse(() => {
     const orders = [...this.#orders.values()].sort((a, b) => b.adl - a.adl);
     if (!orders.length)
       this.list.replaceChildren(element("p", { class: "none" }, "This contract has had no ADL order."));
@@ -224,7 +224,7 @@ class OrderList {
         this.list,
         orders.map((order) => this.#item(order).element),
       );
-  }
+  });
 
   #item(order) {
     if (!this.#items.has(order.adl)) this.#items.set(order.adl, new OrderItem());

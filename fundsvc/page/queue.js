@@ -1,7 +1,7 @@
 /** The ADL queue of a contract: positions and lots by lights, on both sides. */
 
 import { ApiError, get } from "./api.js";
-import { element } from "./dom.js";
+import { element, perPulse, redraw } from "./dom.js";
 import { lights, moment, number, rough } from "./format.js";
 import { listTable, scroller } from "./table.js";
 
@@ -12,7 +12,7 @@ const COLUMNS = {
   Positions: (row) => number(row.positions),
   Lots: (row) => number(row.lots),
   PnL: (row) => number(row.unrealisedPnl, { signed: true }),
-  "Highest score": (row) => rough(row.highestScore),
+  "Top score": (row) => rough(row.highestScore),
 };
 
 /** Shows the lights of a row. The API merges rows of few positions. */
@@ -33,12 +33,17 @@ export function showQueue(root, symbol) {
   const about = element("p", { class: "note" }, text);
   root.append(element("div", { class: "head" }, element("h2", {}, "ADL queue"), asOf), sides, about);
 
+  let shown = null;
+  const draw = perPulse(() => {
+    asOf.replaceChildren("mark price ", number(shown.markPrice), " · ", moment(shown.ts));
+    redraw(sides, sideTable("Longs", shown.long), sideTable("Shorts", shown.short));
+  });
   const refresh = async () => {
     if (document.hidden) return;
     try {
       const queue = await get(`adl/${encodeURIComponent(symbol)}/queue`);
-      asOf.replaceChildren("mark price ", number(queue.markPrice), " · ", moment(queue.ts));
-      sides.replaceChildren(sideTable("Longs", queue.long), sideTable("Shorts", queue.short));
+      shown = queue;
+      draw();
     } catch (error) {
       if (!(error instanceof ApiError)) throw error;
       asOf.textContent = error.message;

@@ -7,25 +7,29 @@
 
 import { contractAddress } from "./addresses.js";
 import { element } from "./dom.js";
-import { compareDecimals, FUND_STATES, fundState, moment, number, percent } from "./format.js";
-import { alignDecimals } from "./table.js";
+import { age, changeOf, compareDecimals, FUND_STATES, fundState, percent, policyWords, short } from "./format.js";
+import { lowestOf, sparkline, SPARK_WIDTH } from "./spark.js";
 
 /** Longer symbols are truncated; the title has the whole one. */
 const SYMBOL_LENGTH_MAX = 24;
 
-/** Widths in `ch`: of letters, of digits including gaps between groups, and of the padding of a cell. */
-const SMALL_LETTER = 0.9;
-const LETTER = 1.3;
-const DIGIT = 1.12;
-const PADDING = 1.9;
+/** Widths in `ch`: of the letters of titles, which are smaller, of letters, of digits, and of the padding of a cell. */
+const SMALL_LETTER = 0.92;
+const LETTER = 1.2;
+const DIGIT = 1.02;
+const PADDING = 1.7;
 
 const byText = (name) => (a, b) => a[name].localeCompare(b[name]);
 const byAmount = (name) => (a, b) => compareDecimals(a[name], b[name]);
+const shareOf = (fund, name) => Number(fund[name]) / (Number(fund.balance) - Number(fund[name]) || 1);
 const byNumber = (name) => (a, b) => (a[name] ?? -Infinity) - (b[name] ?? -Infinity);
 
-/** Columns: title, comparison, content; `words` aligns to the left, `amount` and `descending` sort the largest first. */
+/**
+ * Columns: title, comparison, content; `words` aligns to the left, `amount` and `descending` sort the largest first. `wide` columns
+ * are shown on wide screens only, where they fit. `fields` are what the content depends on, besides the column's id.
+ */
 export const COLUMNS = [
-  { id: "symbol", title: "Contract", compare: byText("name"), show: (fund) => link(fund), words: true },
+  { id: "symbol", title: "Contract", compare: byText("name"), show: (fund) => link(fund), words: true, fields: ["name"] },
   {
     id: "state",
     title: "State",
@@ -33,41 +37,65 @@ export const COLUMNS = [
     show: (fund) => fundState(fund.condition),
     words: true,
     descending: true,
+    fields: ["condition"],
   },
-  { id: "balance", title: "Balance", compare: byAmount("balance"), show: (fund) => number(fund.balance), amount: true },
+  { id: "balance", title: "Balance", compare: byAmount("balance"), show: (fund) => short(fund.balance), amount: true },
   {
     id: "currency",
     title: "Currency",
     compare: byText("settleCurrency"),
     show: (fund) => element("abbr", {}, fund.settleCurrency),
     words: true,
+    fields: ["settleCurrency"],
   },
   {
     id: "usdt",
     title: "USDT value",
     compare: byAmount("balanceUsdt"),
-    show: (fund) => number(fund.balanceUsdt, { reason: fund.balanceUsdtReason }),
+    show: (fund) => short(fund.balanceUsdt, { reason: fund.balanceUsdtReason }),
     amount: true,
+    fields: ["balanceUsdt"],
+  },
+  {
+    id: "spark",
+    title: "24 h",
+    compare: (a, b) => compareDecimals(lowestOf(a), lowestOf(b)),
+    show: (fund) => sparkline(fund),
+    words: true,
+    fields: ["hours"],
+    least: SPARK_WIDTH,
   },
   {
     id: "change24h",
     title: "24 h change",
-    compare: byAmount("change24h"),
-    show: (fund) => number(fund.change24h, { signed: true }),
+    compare: (a, b) => shareOf(a, "change24h") - shareOf(b, "change24h"),
+    show: (fund) => changeOf(fund.change24h, fund.balance),
     amount: true,
+    fields: ["change24h", "balance"],
   },
   {
     id: "change7d",
     title: "7 d change",
-    compare: byAmount("change7d"),
-    show: (fund) => number(fund.change7d, { signed: true }),
+    compare: (a, b) => shareOf(a, "change7d") - shareOf(b, "change7d"),
+    show: (fund) => changeOf(fund.change7d, fund.balance),
     amount: true,
+    wide: true,
+    fields: ["change7d", "balance"],
   },
   {
     id: "drawdown8h",
     title: "8 h drawdown",
     compare: byNumber("drawdown8h"),
     show: (fund) => percent(fund.drawdown8h),
+    descending: true,
+    wide: true,
+  },
+  { id: "payable", title: "Payable", compare: byAmount("payable"), show: (fund) => short(fund.payable), amount: true },
+  {
+    id: "balanceToOpenInterest",
+    title: "To OI",
+    compare: byNumber("balanceToOpenInterest"),
+    show: (fund) => percent(fund.balanceToOpenInterest),
     descending: true,
   },
   {
@@ -80,21 +108,30 @@ export const COLUMNS = [
     id: "outstanding",
     title: "Outstanding",
     compare: byAmount("outstanding"),
-    show: (fund) => number(fund.outstanding),
+    show: (fund) => short(fund.outstanding),
     amount: true,
   },
   {
     id: "updatedAt",
     title: "Last change",
     compare: byNumber("updatedAt"),
-    show: (fund) => moment(fund.updatedAt),
+    show: (fund) => age(fund.updatedAt),
     descending: true,
+  },
+  {
+    id: "policy",
+    title: "Policy",
+    compare: (a, b) => (a.policy?.words ?? "").localeCompare(b.policy?.words ?? ""),
+    show: (fund) => policyWords(fund.policy),
+    words: true,
+    wide: true,
   },
 ];
 
 const BALANCE = COLUMNS.findIndex(({ id }) => id === "balance");
 
-const FIELDS = { symbol: "name", state: "condition", currency: "settleCurrency", usdt: "balanceUsdt" };
+/** Columns marked as wide need so much room. */
+const WIDE = matchMedia("(min-width: 100rem)");
 
 function link(fund) {
   return element("a", { href: contractAddress(fund.name), title: fund.name }, fund.name);
@@ -102,36 +139,37 @@ function link(fund) {
 
 /** The widths of the columns. They only grow, so that columns do not move when numbers change. */
 export class Widths {
-  #wholes = COLUMNS.map(() => 0);
-  #fractions = COLUMNS.map(() => 0);
+  #lengths = COLUMNS.map(() => 0);
 
   constructor(table) {
     this.table = table;
     this.#apply();
+    WIDE.addEventListener("change", () => this.#apply());
   }
 
   /** Widens a column if a text needs it. */
   fit(place, text) {
-    const [whole, fraction = ""] = text.slice(0, SYMBOL_LENGTH_MAX).split(".");
-    if (whole.length <= this.#wholes[place] && fraction.length <= this.#fractions[place]) return;
-    this.#wholes[place] = Math.max(whole.length, this.#wholes[place]);
-    this.#fractions[place] = Math.max(fraction.length, this.#fractions[place]);
+    const length = Math.min(text.length, COLUMNS[place].id === "symbol" ? SYMBOL_LENGTH_MAX : Infinity);
+    if (length <= this.#lengths[place]) return;
+    this.#lengths[place] = length;
     this.#apply();
   }
 
   #apply() {
-    const tracks = COLUMNS.map(({ title, words }, place) => {
-      const text = this.#wholes[place] * (words ? LETTER : DIGIT) + this.#fractions[place];
-      const width = Math.max(title.length * SMALL_LETTER, text) + PADDING;
+    const shown = COLUMNS.map((column, place) => ({ ...column, length: this.#lengths[place] })).filter(
+      ({ wide }) => !wide || WIDE.matches,
+    );
+    const tracks = shown.map(({ title, words, length, least = 0 }) => {
+      const width = Math.max(title.length * SMALL_LETTER, length * (words ? LETTER : DIGIT), least) + PADDING;
       return `minmax(${width}ch, ${width}fr)`;
     });
     this.table.style.setProperty("--columns", tracks.join(" "));
   }
 }
 
-/** Returns the attributes that align a column. */
-export function sideOf({ words }) {
-  return { class: words ? null : "amount" };
+/** Returns the attributes that align a column, and hide it where it does not fit. */
+export function sideOf({ words, wide }) {
+  return { class: [...(words ? [] : ["amount"]), ...(wide ? ["wide-only"] : [])].join(" ") || null };
 }
 
 /** The row of a contract. Redraws only changed cells and highlights a changed balance for a moment. */
@@ -150,14 +188,12 @@ export class Row {
     if (fund === this.#fund) return;
     const before = this.#fund;
     this.#fund = fund;
-    COLUMNS.forEach(({ id, show }, place) => {
-      const field = FIELDS[id] ?? id;
-      if (before.symbol && before[field] === fund[field]) return;
+    COLUMNS.forEach(({ id, show, fields = [id] }, place) => {
+      if (before.symbol && fields.every((field) => before[field] === fund[field])) return;
       const shown = show(fund);
       this.cells[place].replaceChildren(shown);
-      widths.fit(place, `${shown.matches(".up") ? "+" : ""}${shown.textContent}`);
+      widths.fit(place, `${shown.matches(".up") ? "+" : ""}${shown.dataset.short ?? shown.textContent}`);
     });
-    alignDecimals(widths.table, this.element);
     if (before.symbol && before.balance !== fund.balance) this.#flash(compareDecimals(fund.balance, before.balance));
   }
 

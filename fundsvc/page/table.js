@@ -29,6 +29,27 @@ export function scroller(title, ...children) {
   return element("div", { class: "scroller", tabindex: "0", role: "region", "aria-label": title }, ...children);
 }
 
+/**
+ * Makes the links of rows one stop of the Tab key, and moves the focus between them with the arrow keys. Call it for `rows` after
+ * they have changed.
+ */
+export function oneStop(rows) {
+  const links = rows.querySelectorAll("a");
+  const stop = rows.contains(document.activeElement) ? document.activeElement : links[0];
+  for (const link of links) link.tabIndex = link === stop ? 0 : -1;
+}
+
+/** Moves the focus between the links of the rows; a listener of `keydown`. */
+export function moveFocus(event) {
+  const links = [...event.currentTarget.querySelectorAll("a")];
+  const place = links.indexOf(document.activeElement);
+  const next = { ArrowDown: place + 1, ArrowUp: place - 1, Home: 0, End: links.length - 1 }[event.key];
+  if (place < 0 || next === undefined) return;
+  event.preventDefault();
+  links[Math.min(Math.max(next, 0), links.length - 1)].focus();
+  oneStop(event.currentTarget);
+}
+
 /** Widens the fractions of a row's columns to the longest one so far, so that decimal points are aligned. */
 export function alignDecimals(table, row) {
   for (const fraction of row.querySelectorAll(".fraction:not(:empty)")) {

@@ -23,7 +23,7 @@ const MONTH_STEPS = [1, 3, 6, 12, 24, 60, 120, 600, 1200, 6000, 12_000];
 /** The longest month. */
 const MONTH_MS = 31 * DAY_MS;
 
-/** The share of a tick's space that its text needs to either side. Plotly hides ticks nearer to the start of the axis. */
+/** The share of a tick's space that its text needs to either side. A tick nearer to the start of the axis would be cut. */
 const HALF = 0.4;
 
 /** Returns the ticks between `from` and `to` (ms), about `count` at most, as {ts, text}. */
@@ -47,7 +47,7 @@ function clockTicks(from, to, step) {
   for (let ts = Math.ceil(from / grid) * grid; ts <= to; ts += grid) if (sinceMidnight(new Date(ts)) % step === 0) found.push(ts);
   const time = (ts) => (step < MINUTE_MS ? clock(ts) : clock(ts).slice(0, 5));
   const startsDay = (ts, place) => place === 0 || day(ts) !== day(found[place - 1]);
-  return found.map((ts, place) => ({ ts, text: startsDay(ts, place) ? `${time(ts)}<br>${day(ts)}` : time(ts) }));
+  return found.map((ts, place) => ({ ts, text: startsDay(ts, place) ? `${time(ts)}\n${day(ts)}` : time(ts) }));
 }
 
 function sinceMidnight(date) {

@@ -3,15 +3,22 @@
 import { element } from "./dom.js";
 
 const KEY = "token";
+const ACCOUNT_KEY = "account";
 
 /** Returns the token of this tab, null without one. */
 export function storedToken() {
   return sessionStorage.getItem(KEY);
 }
 
-/** Keeps a token in this tab. */
-export function storeToken(token) {
+/** Returns the account that was chosen for the token of this tab, "" if it is the token's own. */
+export function storedAccount() {
+  return sessionStorage.getItem(ACCOUNT_KEY) ?? "";
+}
+
+/** Keeps a token in this tab, with the account that is read with it; "" is the token's own. */
+export function storeToken(token, account = "") {
   sessionStorage.setItem(KEY, token);
+  sessionStorage.setItem(ACCOUNT_KEY, account);
 }
 
 /** Returns the token for the live connection: a trader's token, else null, because only accounts have private topics. */
@@ -23,6 +30,7 @@ export function connectionToken() {
 /** Removes the token from this tab. */
 export function removeStoredToken() {
   sessionStorage.removeItem(KEY);
+  sessionStorage.removeItem(ACCOUNT_KEY);
 }
 
 /** Decodes the claims of a token without verifying it, for the form only. The service verifies the token. */

@@ -680,6 +680,46 @@ SELECT h.hour - h.hour % $4 AS start, (array_agg(h.opening ORDER BY h.first_entr
        sum(h.credited) AS credited, sum(h.paid) AS paid, sum(h.uncovered) AS uncovered, sum(h.fills) AS fills
 FROM hours h GROUP BY 1 ORDER BY 1;
 
+-- name: chart_ends
+-- The times of a contract's first entry and of its last one on a chart, NULL without entries.
+SELECT (SELECT charted_at(e.ts, e.recorded_at) FROM entries e WHERE e.symbol = $1 AND e.entry = 1) AS begin,
+       greatest((SELECT p.clock FROM rollup_progress p WHERE p.symbol = $1 AND p.entry > 0), (
+           SELECT max(charted_at(x.ts, x.recorded_at)) FROM entries x
+           WHERE x.symbol = $1 AND x.entry > coalesce((SELECT p.entry FROM rollup_progress p WHERE p.symbol = $1), 0)
+       )) AS clock;
+
+-- name: chart_hour_from
+-- The first entry of the earliest hour that begins between two entries; NULL without one.
+SELECT min(r.first_entry) AS entry FROM rollups r WHERE r.symbol = $1 AND r.first_entry BETWEEN $2 AND $3;
+
+-- name: chart_clock_before
+-- The chart clock before entry $2: the latest time of the entries of its hour, whose first one is later than all before.
+SELECT max(charted_at(x.ts, x.recorded_at)) AS clock
+FROM entries x
+WHERE x.symbol = $1 AND x.entry < $2 AND x.entry >= coalesce((
+    SELECT r.first_entry FROM rollups r WHERE r.symbol = $1 AND r.first_entry < $2 ORDER BY r.first_entry DESC LIMIT 1
+), 1);
+
+-- name: chart_buckets
+-- The entries $2 to $3 in buckets of $5 milliseconds from $4 on, oldest first. $6 is the chart clock before entry $2. An entry is at
+-- the latest time of all entries up to it, as in chart_hours. Amounts count as there too.
+SELECT b.since, b.until, b.highest, b.lowest, z.balance AS closing, b.paid, b.uncovered, b.fills
+FROM (
+    SELECT min(t.clock) AS since, max(t.clock) AS until, max(t.entry) AS last_entry,
+           max(greatest(t.balance, t.balance - t.change)) AS highest, min(least(t.balance, t.balance - t.change)) AS lowest,
+           sum(greatest(-t.change, 0)) AS paid, sum(t.uncovered) AS uncovered,
+           count(*) FILTER (WHERE t.kind NOT IN ('refund', 'cover', 'carry_out', 'carry_in')) AS fills
+    FROM (
+        SELECT x.entry, x.kind, x.change, x.balance, x.uncovered,
+               greatest($6, max(charted_at(x.ts, x.recorded_at)) OVER so_far) AS clock
+        FROM entries x WHERE x.symbol = $1 AND x.entry BETWEEN $2 AND $3
+        WINDOW so_far AS (ORDER BY x.entry ROWS UNBOUNDED PRECEDING)
+    ) t
+    GROUP BY (t.clock - $4) / $5
+) b
+JOIN entries z ON z.symbol = $1 AND z.entry = b.last_entry
+ORDER BY b.since;
+
 -- name: entries_ascending
 -- For the public: without the account.
 SELECT symbol, entry, seq, kind, change, balance, uncovered, repaid, side, lots, price, bankruptcy_price, trade_id, order_id,
@@ -1133,6 +1173,44 @@ WITH scaled AS (
     SELECT coalesce(sum(balance * unit), 0) AS held, max(decimals) AS decimals FROM scaled
 )
 SELECT held, decimals, day, change FROM held LEFT JOIN days ON true;
+
+-- name: currency_buckets
+-- The total balance of each currency's funds, and its changes in buckets of $2 milliseconds from $1 on, in the finest unit of any
+-- fund of the currency.
+WITH scaled AS (
+    SELECT c.settle_currency AS currency, symbol, f.balance, f.entry, max(c.settle_decimals) OVER of_currency AS decimals,
+           (10::numeric ^ (max(c.settle_decimals) OVER of_currency - c.settle_decimals))::numeric(19, 0) AS unit
+    FROM funds f JOIN contracts c USING (symbol) WINDOW of_currency AS (PARTITION BY c.settle_currency)
+), moved AS (
+    SELECT s.currency, r.hour, r.credited * s.unit AS credited, r.paid * s.unit AS paid, r.uncovered * s.unit AS uncovered, r.fills
+    FROM scaled s JOIN rollups r USING (symbol) WHERE r.hour >= $1
+    UNION ALL
+    SELECT s.currency, h.hour, h.credited * s.unit, h.paid * s.unit, h.uncovered * s.unit, h.fills
+    FROM scaled s LEFT JOIN rollup_progress p USING (symbol)
+    CROSS JOIN LATERAL chart_hours(s.symbol, coalesce(p.entry, 0), s.entry, coalesce(p.clock, 0)) h
+    WHERE h.hour >= $1
+), buckets AS (
+    SELECT currency, hour - hour % $2 AS start, sum(credited) AS credited, sum(paid) AS paid, sum(uncovered) AS uncovered,
+           sum(fills) AS fills
+    FROM moved GROUP BY 1, 2
+), held AS (
+    SELECT currency, sum(balance * unit) AS held, max(decimals) AS decimals FROM scaled GROUP BY 1
+)
+SELECT currency, held, decimals, start, credited, paid, uncovered, fills
+FROM held LEFT JOIN buckets USING (currency) ORDER BY currency, start;
+
+-- name: fund_hours
+-- The hours with entries from $1 on of each contract: the balance before them, the lowest and the last one.
+WITH hours AS (
+    SELECT r.symbol, r.hour, r.last_entry, r.opening, r.lowest, r.closing FROM rollups r WHERE r.hour >= $1
+    UNION ALL
+    SELECT f.symbol, h.hour, h.last_entry, h.opening, h.lowest, h.closing
+    FROM funds f LEFT JOIN rollup_progress p USING (symbol)
+    CROSS JOIN LATERAL chart_hours(f.symbol, coalesce(p.entry, 0), f.entry, coalesce(p.clock, 0)) h
+    WHERE h.hour >= $1
+)
+SELECT symbol, hour, (array_agg(opening ORDER BY last_entry))[1] AS opening, min(lowest) AS lowest, (array_agg(closing ORDER BY last_entry DESC))[1] AS closing
+FROM hours GROUP BY 1, 2 ORDER BY 1, 2;
 
 -- name: adl_turns
 -- The begins of a contract's ADL by the engine's clock, with the balance, and its ends by the database's clock; newest first. An

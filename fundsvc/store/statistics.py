@@ -5,8 +5,14 @@ late, with an old time, does not change past balances. A time more than five min
 as that clock. The SQL functions `charted_at` and `chart_hours` implement this definition.
 """
 
+from collections import defaultdict
+from itertools import groupby
+from operator import add, itemgetter
 from typing import NamedTuple
 
+import asyncpg
+
+from fundsvc.core.events import TIMESTAMP_MAX
 from fundsvc.store.database import Pool
 from fundsvc.store.reader import HOUR_MS, fetch
 
@@ -15,6 +21,16 @@ WEEK_MS = 7 * DAY_MS
 
 PEAK_MS = 8 * HOUR_MS
 """The window of Bybit's and OKX's drawdown rules, and the default of the drawdown guard."""
+
+
+CHART_BUCKETS_MAX = 1500
+"""The buckets of a chart: more than one for each pixel of its width."""
+
+CHART_ENTRIES_MAX = 150_000
+"""The newest entries of a chart that are read one by one. PostgreSQL groups them in 0.2 s; hours stand for earlier ones."""
+
+CHART_HOURS_MAX = 62 * 24
+"""Before those entries, a longer chart has days instead of hours."""
 
 
 class Past(NamedTuple):
@@ -46,6 +62,61 @@ class Bucket(NamedTuple):
     paid: int
     uncovered: int
     fills: int
+
+
+class ChartBucket(NamedTuple):
+    """A part of a chart, with the times of its first and last entry (ms): its balances and what changed them, in atoms."""
+
+    since: int
+    until: int
+    highest: int
+    lowest: int
+    closing: int
+    paid: int
+    uncovered: int
+    fills: int
+
+
+class Chart(NamedTuple):
+    """The balance over time up to entry `entry`: `opening` at `start` (ms), then as its buckets state.
+
+    `begin` is the time of the fund's first entry, None without entries.
+    """
+
+    begin: int | None
+    start: int
+    opening: int
+    entry: int
+    buckets: list[ChartBucket]
+
+
+class Hour(NamedTuple):
+    """An hour of a fund: its start (ms), and the balance before it, its lowest and its last one in atoms."""
+
+    start: int
+    opening: int
+    lowest: int
+    closing: int
+
+
+class CurrencyBucket(NamedTuple):
+    """The total balance of a currency's funds at the start and the end of a part of time, and what changed it, in atoms."""
+
+    start: int
+    opening: int
+    closing: int
+    credited: int
+    paid: int
+    uncovered: int
+    fills: int
+
+
+class CurrencyHistory(NamedTuple):
+    """The buckets of a currency from its first change on; amounts count units of 10**-decimals."""
+
+    currency: str
+    decimals: int
+    buckets: list[CurrencyBucket]
 
 
 class Statistics:
@@ -90,6 +161,84 @@ class Statistics:
         rows = await fetch(self._pool, "candles", symbol, start_ms, end_ms, width_ms)
         return [Bucket(*map(int, row)) for row in rows]
 
+    async def currencies(self, span: range, now_ms: int) -> list[CurrencyHistory]:
+        """Returns the total balance of each currency's funds in the buckets that start within a span, until now, by currency.
+
+        Changes that an engine with a fast clock dated after the present bucket count for that.
+        """
+        present = now_ms - now_ms % span.step
+        starts = range(span.start, min(span.stop, present + span.step), span.step)
+        rows = await fetch(self._pool, "currency_buckets", span.start, span.step)
+        groups = {currency: list(group) for currency, group in groupby(rows, itemgetter("currency"))}
+        return [_history(currency, group, starts, present) for currency, group in groups.items()]
+
+    async def hours(self, since_ms: int) -> dict[str, list[Hour]]:
+        """Returns the hours with entries that begin at `since_ms` or later, by ledger key."""
+        rows = await fetch(self._pool, "fund_hours", since_ms)
+        return {symbol: [Hour(*row[1:]) for row in map(tuple, group)] for symbol, group in groupby(rows, itemgetter("symbol"))}
+
+    async def chart(self, symbol: str, start_ms: int, end_ms: int | None) -> Chart:
+        """Returns the balance of a listed contract from `start_ms`, or its first entry, to `end_ms`; None means its last entry.
+
+        The lowest and the highest balance of each time are those of a bucket, so the chart shows every dip. Few entries have a
+        bucket each.
+        """
+        ((begin, clock),) = await fetch(self._pool, "chart_ends", symbol)
+        if begin is None:
+            return Chart(None, start_ms, 0, 0, [])
+        start = max(start_ms, begin - 1)
+        end = max(start, clock if end_ms is None else end_ms)
+        rows = await fetch(self._pool, "balances_at", [symbol], [start, TIMESTAMP_MAX if end_ms is None else end], [], [], [])
+        opened, closed = sorted(rows, key=lambda row: row["place"])
+        width = max(1, -(-(end - start) // CHART_BUCKETS_MAX))
+        last = closed["next"] - 1
+        return Chart(
+            begin, start, opened["balance"], last, await self._chart_buckets(symbol, opened["next"], last, start, width)
+        )
+
+    async def _chart_buckets(self, symbol: str, first: int, last: int, start: int, width: int) -> list[ChartBucket]:
+        """Returns the buckets of entries; of many, the earlier ones as hours or days, which may begin within a bucket."""
+        near, hour, clock = first, None, start
+        if last - first >= CHART_ENTRIES_MAX:
+            near = last - CHART_ENTRIES_MAX + 1
+            ((hour,),) = await fetch(self._pool, "chart_hour_from", symbol, near, last)
+            near = hour or near
+            ((clock,),) = await fetch(self._pool, "chart_clock_before", symbol, near)
+        rows = await fetch(self._pool, "chart_buckets", symbol, near, last, start, width, clock)
+        fine = [ChartBucket(*map(int, row)) for row in rows]
+        if near == first:
+            return fine
+        since = fine[0].since
+        length = HOUR_MS if since - start <= CHART_HOURS_MAX * HOUR_MS else DAY_MS
+        end = since - since % HOUR_MS if hour else since
+        earlier = await self.buckets(symbol, start - start % length, end, length)
+        return [_charted(bucket, length, start, since) for bucket in earlier if bucket.start + length > start] + fine
+
     async def marks(self) -> dict[str, int]:
         """Returns the last stored mark of each contract, in the contract's units."""
         return {row["symbol"]: row["mark"] for row in await fetch(self._pool, "marks")}
+
+
+def _history(currency: str, rows: list[asyncpg.Record], starts: range, present: int) -> CurrencyHistory:
+    """Returns the history of a currency from its present total and the changes since the first bucket."""
+    changes: defaultdict[int, tuple[int, ...]] = defaultdict(lambda: (0, 0, 0, 0))
+    for row in rows:
+        if row["start"] is not None:
+            start = min(row["start"], present)
+            amounts = map(int, (row["credited"], row["paid"], row["uncovered"], row["fills"]))
+            changes[start] = tuple(map(add, changes[start], amounts))
+    balance = int(rows[0]["held"]) - sum(credited - paid for credited, paid, *_ in changes.values())
+    buckets: list[CurrencyBucket] = []
+    for start in starts:
+        credited, paid, uncovered, fills = changes.get(start, (0, 0, 0, 0))
+        opening, balance = balance, balance + credited - paid
+        if buckets or opening or start in changes:
+            buckets.append(CurrencyBucket(start, opening, balance, credited, paid, uncovered, fills))
+    return CurrencyHistory(currency, rows[0]["decimals"], buckets)
+
+
+def _charted(bucket: Bucket, length: int, start: int, end: int) -> ChartBucket:
+    """Returns a candle of `length` milliseconds as a bucket of a chart from `start` to `end`."""
+    since, until = max(start, bucket.start), min(end, bucket.start + length) - 1
+    amounts = bucket.highest, bucket.lowest, bucket.closing, bucket.paid, bucket.uncovered
+    return ChartBucket(since, max(since, until), *amounts, bucket.fills)

@@ -54,6 +54,8 @@ QUERIES = {
     "/api/v5/public/insurance-fund": {"instType": "SWAP", "uly": SYMBOL},
     "/api/v1/insurance-fund/{symbol}/at": {"ts": str(TS)},
     "/api/v1/insurance-fund/{symbol}/candles": {"granularity": "60"},
+    "/api/v1/insurance-fund/{symbol}/chart": {"from": str(TS)},
+    "/api/v1/summary/candles": {"granularity": "60"},
 }
 BODIES = {
     "/api/v1/adl/{symbol}/preview": {"side": "sell", "lots": 100, "price": "38900", "bankruptcyPrice": "39000"},

@@ -46,6 +46,7 @@ PATHS = (
     f"{FUNDS}/summary",
     f"{FUNDS}/XBTUSDTM/at?ts=1700000000000",
     f"{FUNDS}/XBTUSDTM/candles",
+    f"{FUNDS}/XBTUSDTM/chart",
     f"{FUNDS}/XBTUSDTM/history.csv",
     f"{FUNDS}/XBTUSDTM/entries/5",
     HISTORY,

@@ -74,7 +74,11 @@ def integers(value):
 PATHS = (
     *("/api/v1/timestamp", "/api/v1/contracts/active", "/api/v1/contracts/BIG", "/api/v1/ingest/cursor"),
     *("/api/v1/insurance-fund", "/api/v1/insurance-fund/BIG", "/api/v1/insurance-fund/summary"),
-    *(f"/api/v1/insurance-fund/BIG/{each}" for each in ("at?ts=1", "candles", "history", "history?maxCount=1", "entries/2")),
+    *("/api/v1/summary/candles", "/api/v1/summary/hours"),
+    *(
+        f"/api/v1/insurance-fund/BIG/{each}"
+        for each in ("at?ts=1", "candles", "chart", "history", "history?maxCount=1", "entries/2")
+    ),
     *(f"/api/v1/adl/BIG/{each}" for each in ("orders", "orders/1/rounds/1", "queue")),
     "/api/v1/adl/positions?account=anna",
 )

@@ -22,6 +22,7 @@ ROUTES = (
     "insurance-fund/{}/history",
     "insurance-fund/{}/entries/1",
     "insurance-fund/{}/candles",
+    "insurance-fund/{}/chart",
     "insurance-fund/{}/target",
     "contracts/{}",
     "adl/{}/orders",

@@ -505,6 +505,9 @@ def test_the_image_contains_the_licences_of_the_project_and_its_packages():
     named = {line.split()[0].lower().replace("_", "-") for line in notices.splitlines() if re.match(r"\S+ \S+: .", line)}
     assert here - named == set()
     assert "PostgreSQL License" in notices
+    assert "Copyright (c) 2022 Leon Sorokin" in notices
+    script = (ROOT / "fundsvc" / "page" / "uplot" / "uPlot.iife.min.js").read_text()
+    assert re.search(r"uPlot \((v[\d.]+)\)", script)[1] in notices.replace("uPlot ", "v")
 
 
 def test_unreachable_advisories_are_skipped_with_a_message():

@@ -71,15 +71,15 @@ def test_all_programs_have_commands():
     assert len(of("kubectl")) >= 6
 
 
-def _before_container(words, compose):
+def _before_container(words, services):
     """Returns the words up to the service in whose container `exec` runs the words after it."""
-    service = next((place for place, word in enumerate(words) if word in compose["services"]), len(words))
+    service = next((place for place, word in enumerate(words) if word in services), len(words))
     return words[: service + 1] if "exec" in words else words
 
 
 @pytest.mark.parametrize("words", of("docker", "compose"), ids=" ".join)
 def test_compose_commands_name_the_file_its_services_and_existing_options(words, compose):  # noqa: F811
-    options, (subcommand, *services) = split(_before_container(words, compose), {"--file"})
+    options, (subcommand, *services) = split(_before_container(words, compose["services"]), {"--file"})
     assert options.pop("--file") == ["deploy/compose.yaml"]
     assert set(services) <= compose["services"].keys()
     known = set(re.findall(r"(--[\w-]+)", run(TOOLS / "docker-compose", subcommand, "--help")))

@@ -42,11 +42,10 @@ AT = (-90, -45.5, -20, -6.25, 0, 10, 40.25, 75, 110)
 
 
 TICKS = """() => {
-  const plot = document.querySelector(".plot");
-  const middle = ({ x, width }) => x + width / 2;
-  const ticks = [...plot.querySelectorAll(".xtick text")];
-  const found = ticks.map((text) => [text.textContent, middle(text.getBoundingClientRect())]);
-  return [plot.querySelector(".nsewdrag").getBoundingClientRect(), plot._fullLayout.xaxis.range, found];
+  const { axes, scales, over, valToPos } = document.querySelector(".plot").chart;
+  const { left, width } = over.getBoundingClientRect();
+  const found = axes[0]._splits.map((ts, place) => [axes[0]._values[place], left + valToPos(ts, "x")]);
+  return [{ x: left, width }, [scales.x.min, scales.x.max], found];
 }"""
 
 
@@ -66,11 +65,11 @@ class Chart:
         self.requests = window.requests
 
     async def range(self):
-        return await self.page.evaluate("document.querySelector('.plot')._fullLayout.xaxis.range.map(Number)")
+        return await self.page.evaluate("(({ min, max }) => [min, max])(document.querySelector('.plot').chart.scales.x)")
 
     async def pixel(self, ts):
         """Returns the pixel position of a time, at half the height of the chart."""
-        box = await self.page.locator(".plot .nsewdrag").first.bounding_box()
+        box = await self.page.locator(".plot .u-over").bounding_box()
         begin, end = await self.range()
         return box["x"] + box["width"] * (ts - begin) / (end - begin), box["y"] + box["height"] / 2
 
@@ -81,7 +80,7 @@ class Chart:
         async def is_shown():
             await self.page.mouse.move(across + 3, down)
             await self.page.mouse.move(across + 1, down)
-            return text in " ".join(await self.page.locator(".hoverlayer text").all_text_contents())
+            return text in await self.page.locator(".readout").text_content()
 
         await eventually(is_shown)
 
@@ -98,8 +97,9 @@ class Chart:
         await self.page.mouse.up()
 
     def requested_times(self):
-        """Returns the times in the page's requests of balances."""
-        return [int(parse_qs(urlsplit(each).query)["ts"][0]) for each in self.requests if "/at?" in each]
+        """Returns the times in the page's requests of charts."""
+        spans = [parse_qs(urlsplit(each).query) for each in self.requests if "/chart?" in each]
+        return [int(span[name][0]) for span in spans for name in ("from", "to") if name in span]
 
 
 @pytest.fixture
@@ -114,7 +114,7 @@ def open_chart(open_window, producer, url):  # noqa: F811
         window = await stack.enter_async_context(open_window(timezone_id=zone))
         await window.page.clock.install(time=(middle + 150 * MINUTE_MS) / 1000)
         await window.go("#/contract/AAA")
-        await expect(window.page.locator(".plot .main-svg").first).to_be_visible()
+        await expect(window.page.locator(".plot canvas")).to_be_visible()
         return Chart(window), times
 
     return opened
@@ -136,8 +136,7 @@ async def test_axis_hover_and_list_show_the_same_time_and_the_line_never_runs_ba
         assert text[:5] in near, (text, near)
     dates = {local(ts, zone).strftime("%Y-%m-%d") for _, ts in ticks}
     assert set(re.findall(r"\d{4}-\d\d-\d\d", " ".join(text for text, _ in ticks))) == dates
-    path = await chart.page.locator(".plot .js-line").last.get_attribute("d")
-    across = [float(x) for x in re.findall(r"[MLH](-?[\d.]+)", path)]
+    across = await chart.page.evaluate("document.querySelector('.plot').chart.data[0]")
     assert len(across) >= len(AT)
     assert across == sorted(across)
 

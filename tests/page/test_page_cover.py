@@ -9,8 +9,11 @@ from conftest import with_section
 from live import serving
 from mutuals import ANNA, BERT, CARL, POOL, STORY, Events, pool_owner, settled_pool
 from playwright.async_api import expect
-from test_page import browser, free_port, needs_browser, open_window  # noqa: F401 - fixtures
+from test_page import becomes, browser, free_port, needs_browser, open_window  # noqa: F401 - fixtures
 from tokens import signed, with_secret
+
+CUT_OFFS = "document.querySelector('.cycles .plot').chart?.data[0].length"
+"""The number of cut-offs in the chart."""
 
 NOTHING_IS_GUARANTEED = re.compile("nothing is guaranteed", re.IGNORECASE)
 
@@ -55,14 +58,14 @@ async def test_pool_is_shown_and_follows_its_changes(open_window, service, confi
         await expect(fact(page, "Active policies").first).to_have_text("3")
         for words in (f"policies over {pool['payouts']['faces']} {POOL}", "the last 9 cut-offs", "It promises nothing"):
             await expect(page.locator(".ratio")).to_contain_text(re.compile(words, re.IGNORECASE))
-        await expect(page.locator(".cycles .barlayer .point")).to_have_count(9)
+        await becomes(lambda: page.evaluate(CUT_OFFS), 9)
         await window.connection("live")
         await owner.settle(Events(seq=99).top_up(1000, 9 * 24))
         await expect(fact(page, "Balance").first).to_have_text(
             f"{owner.pool.row().balance / 10**6:.6f}".rstrip("0") + f" {POOL}"
         )
         await owner.settle(Events(seq=999).tick(10 * 24))
-        await expect(page.locator(".cycles .barlayer .point")).to_have_count(10)
+        await becomes(lambda: page.evaluate(CUT_OFFS), 10)
 
 
 @needs_browser
@@ -173,6 +176,6 @@ async def test_nothing_overflows_on_any_screen(open_window, scheme, width, tmp_p
         await window.go("#/cover")
         await enter(window, signed("trader", account=ANNA))
         await expect(page.locator(".insured tbody tr")).to_have_count(3)
-        await expect(page.locator(".cycles .barlayer .point")).to_have_count(9)
+        await becomes(lambda: page.evaluate(CUT_OFFS), 9)
         await page.screenshot(path=tmp_path / f"cover-{width}-{scheme}.png", full_page=True)
         assert await page.evaluate("document.documentElement.scrollWidth") <= width

@@ -9,6 +9,7 @@ from fundsvc.api.fund_answers import candles
 from fundsvc.core.events import AdlEnd, AdlFill, Mark, Position, Rejection
 from fundsvc.core.numbers import format_units
 from fundsvc.core.policy import Policy
+from fundsvc.store import statistics
 from fundsvc.store.database import open_pool
 from fundsvc.store.rollups import condense
 from fundsvc.store.statistics import DAY_MS, PEAK_MS, WEEK_MS, FundAt, Past, Statistics
@@ -148,3 +149,87 @@ async def test_candles_equal_a_walk_along_the_entries(ledger, minutes, lateness_
                 span = range(first, last + width, width)
                 buckets = await ledger.statistics.buckets(symbol, span.start, span.stop, width)
                 assert list(candles(buckets, span, now, 8)) == brute_candles(rows, span, now), (symbol, span)
+
+
+async def settled_market(ledger, minutes, lateness_ms):
+    """Settles a market in parts and condenses most of it; returns the time of its end."""
+    dice = random.Random(minutes + lateness_ms)
+    for step in range(3):
+        await settle_what_can_be(ledger, market(dice, range(1 + 30 * step, 31 + 30 * step), minutes, lateness_ms))
+        if step < 2:
+            await condense(ledger.pool, 0)
+    return START_MS + int(91 * minutes * 60_000)
+
+
+@pytest.mark.parametrize("entries_max", [150_000, 12])
+@pytest.mark.parametrize(("minutes", "lateness_ms"), TIMES)
+async def test_chart_has_every_extreme_balance(ledger, monkeypatch, minutes, lateness_ms, entries_max):
+    monkeypatch.setattr(statistics, "CHART_ENTRIES_MAX", entries_max)
+    now = await settled_market(ledger, minutes, lateness_ms)
+    for symbol in SYMBOLS:
+        rows = list(clocked(await ledger.entries(symbol)))
+        for start, end in ((0, None), (START_MS + (now - START_MS) // 3, None), (START_MS + HOUR_MS, now - HOUR_MS)):
+            found = await ledger.statistics.chart(symbol, start, end)
+            within = [(clock, row) for clock, row in rows if start < clock <= (end or now + DAY_MS)]
+            begin = max(start, rows[0][0] - 1)
+            assert (found.begin, found.start) == (rows[0][0], begin)
+            assert found.opening == (await ledger.at(symbol, begin)).balance
+            if not within:
+                assert found.buckets == []
+                continue
+            last = within[-1][1]
+            assert (found.entry, found.buckets[-1].closing) == (last["entry"], last["balance"])
+            assert min(bucket.lowest for bucket in found.buckets) <= min(row["balance"] for _, row in within)
+            assert max(bucket.highest for bucket in found.buckets) >= max(row["balance"] for _, row in within)
+            for clock, row in within:
+                assert any(
+                    bucket.since <= clock <= bucket.until and bucket.lowest <= row["balance"] <= bucket.highest
+                    for bucket in found.buckets
+                ), (symbol, clock, row["balance"])
+            times = [time for bucket in found.buckets for time in (bucket.since, bucket.until)]
+            assert times == sorted(times)
+
+
+@pytest.mark.parametrize(("minutes", "lateness_ms"), TIMES)
+async def test_few_entries_have_a_part_of_a_chart_each(ledger, minutes, lateness_ms):
+    await settled_market(ledger, minutes, lateness_ms)
+    found = await ledger.statistics.chart("BBB", 0, None)
+    clocks = [clock for clock, _ in clocked(await ledger.entries("BBB"))]
+    width = -(-(clocks[-1] - found.start) // statistics.CHART_BUCKETS_MAX)
+    assert len(found.buckets) == len({(clock - found.start) // width for clock in clocks})
+
+
+async def test_chart_of_a_fund_without_entries_is_empty(ledger):
+    found = await ledger.statistics.chart("CCC", 0, None)
+    assert (found.begin, found.entry, found.buckets) == (None, 0, [])
+
+
+@pytest.mark.parametrize("granularity", [60, 1440])
+@pytest.mark.parametrize(("minutes", "lateness_ms"), TIMES)
+async def test_totals_of_a_currency_are_the_sums_of_its_funds(ledger, minutes, lateness_ms, granularity):
+    now, width = await settled_market(ledger, minutes, lateness_ms), granularity * 60_000
+    span = range(START_MS // width * width, now - now % width + width, width)
+    (history,) = await ledger.statistics.currencies(span, now)
+    assert (history.currency, history.decimals) == ("USDT", 8)
+    present = now - now % width
+    for bucket in history.buckets:
+        end = bucket.start + width - 1 if bucket.start < present else now + DAY_MS
+        assert bucket.closing == sum([(await ledger.at(symbol, end)).balance for symbol in SYMBOLS]), bucket
+        assert bucket.closing - bucket.opening == bucket.credited - bucket.paid
+    balances = [(await ledger.entries(symbol))[-1]["balance"] for symbol in SYMBOLS]
+    assert history.buckets[-1].closing == sum(balances)
+
+
+@pytest.mark.parametrize(("minutes", "lateness_ms"), TIMES)
+async def test_hours_have_the_lowest_balance_of_each_fund(ledger, minutes, lateness_ms):
+    now = await settled_market(ledger, minutes, lateness_ms)
+    since = now - now % HOUR_MS - 23 * HOUR_MS
+    found = await ledger.statistics.hours(since)
+    for symbol in SYMBOLS:
+        expected = {}
+        for clock, row in clocked(await ledger.entries(symbol)):
+            before = row["balance"] - row["change"]
+            opening, lowest, _ = expected.get(clock - clock % HOUR_MS, (before, before, 0))
+            expected[clock - clock % HOUR_MS] = opening, min(lowest, row["balance"]), row["balance"]
+        wanted = [(start, *amounts) for start, amounts in sorted(expected.items()) if start >= since]
+        assert [tuple(hour) for hour in found.get(symbol, [])] == wanted

@@ -108,7 +108,9 @@ def _chapter(name: str) -> Chapter:
         link = _CHAPTER_LINK.fullmatch(str(token.attrs.get("href", "")))
         if link:
             token.attrSet("href", link[1] + (link[2] or ""))
-    return Chapter(name, headings, parser.renderer.render(tokens, parser.options, {}))
+    # Long lines scroll, so the keyboard must reach them.
+    text = parser.renderer.render(tokens, parser.options, {}).replace("<pre>", '<pre tabindex="0">')
+    return Chapter(name, headings, text)
 
 
 def _headings(tokens: Sequence[Token]) -> Iterator[Heading]:

@@ -155,7 +155,8 @@ def _handler(route: Route) -> RouteHandler:
         answer = await route.answer(query, **caller, **body, **request.match_info)
         if isinstance(answer, Encoded):
             return await (answer if query.numbers == "number" else answer.as_strings).response(request)
-        return web.Response(body=with_integers(msgspec.json.encode(Envelope(data=answer)), query.numbers), content_type=JSON)
+        fresh: Encoded[Any] = Encoded(with_integers(msgspec.json.encode(Envelope(data=answer)), query.numbers))
+        return await fresh.response(request)
 
     return handle
 

@@ -135,6 +135,17 @@ class CandlesQuery(Query, frozen=True):
         return starts
 
 
+class ChartQuery(Query, frozen=True):
+    """A time span of a chart by the engine's clock; by default from the first entry to the last one."""
+
+    begin: Timestamp = msgspec.field(default=0, name="from")
+    end: Timestamp | UnsetType = msgspec.field(default=UNSET, name="to")
+
+    def __post_init__(self) -> None:
+        if self.end is not UNSET:
+            _check_order("from", self.begin, "to", self.end)
+
+
 class OrdersQuery(Query, frozen=True):
     """A page of a contract's ADL orders; `offset` is an order number. Pages work as in `history`."""
 

@@ -30,6 +30,7 @@ class Asset:
     """A file, gzipped in a thread at the first request."""
 
     def __init__(self, name: str, read: Callable[[], bytes]) -> None:
+        self.name = name
         self._read = read
         self._packed = GzipOnce(read, LEVEL)
         self.content_type = CONTENT_TYPES[name[name.rindex(".") :]]
