@@ -1,12 +1,13 @@
 """Generates the AsyncAPI 3 document of streams and topics from the structs that encode and decode their messages."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import msgspec
 from aiohttp import web
 
 import fundsvc
+from fundsvc.api.docs.generated import Generated
 from fundsvc.api.docs.openapi import paragraphs
 from fundsvc.api.docs.schemas import EVENTS, POOL_EVENTS, Schema, components_of, tag_of
 from fundsvc.api.http.routes import JSON, Endpoint, Media
@@ -46,13 +47,13 @@ _PART = "The names of one or several contracts or pools, separated by commas; `a
 _REPLIES = (Welcome, Ack, Pong, CommandFailure)
 
 
-def asyncapi_endpoint(topics: Iterable[Topic]) -> Endpoint:
+def asyncapi_endpoint(topics: Collection[Topic]) -> Endpoint:
     """Returns the endpoint of the document that describes the streams and these topics."""
-    body = msgspec.json.encode(description(topics))
+    generated = Generated(lambda: msgspec.json.encode(description(topics)))
 
     async def asyncapi(_: web.Request) -> web.Response:
         """The AsyncAPI 3 document of streams and topics."""
-        return web.Response(body=body, content_type=JSON)
+        return web.Response(body=await generated.result(), content_type=JSON)
 
     return Endpoint("/asyncapi.json", asyncapi, {200: Media(JSON, dict[str, Any])})
 

@@ -3,7 +3,6 @@
 The examples are recorded from a running service by `scripts/examples`.
 """
 
-import asyncio
 import inspect
 import re
 import sys
@@ -18,6 +17,7 @@ import msgspec
 from aiohttp import web
 
 import fundsvc
+from fundsvc.api.docs.generated import Generated
 from fundsvc.api.http.errors import Failure, error_response
 from fundsvc.api.http.parameters import Query
 from fundsvc.api.http.routes import JSON, Endpoint, Media
@@ -85,21 +85,12 @@ _REFERENCE = re.compile(r'"#/components/schemas/([^"]+)"')
 
 
 def openapi_endpoint(endpoints: Sequence[Endpoint]) -> Endpoint:
-    """Returns the endpoint whose document describes these endpoints and itself.
-
-    The first request generates the document, in a thread. That takes tenths of a second in Python, during which the event loop
-    waits for the interpreter after each read of a socket; at the start it reads large books.
-    """
-    generated: asyncio.Future[bytes] | None = None
-
-    def generate() -> bytes:
-        return msgspec.json.encode(description((*endpoints, own)))
+    """Returns the endpoint whose document describes these endpoints and itself."""
+    generated = Generated(lambda: msgspec.json.encode(description((*endpoints, own))))
 
     async def openapi(_request: web.Request) -> web.Response:
         """The OpenAPI 3.1 document of this API."""
-        nonlocal generated
-        generated = generated or asyncio.ensure_future(asyncio.to_thread(generate))
-        return web.Response(body=await asyncio.shield(generated), content_type=JSON)
+        return web.Response(body=await generated.result(), content_type=JSON)
 
     own = Endpoint("/openapi.json", openapi, {200: Media(JSON, dict[str, Any])}, fails=frozenset())
     return own

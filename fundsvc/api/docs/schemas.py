@@ -7,6 +7,7 @@ from typing import Any, get_args
 import msgspec
 from aiohttp import web
 
+from fundsvc.api.docs.generated import Generated
 from fundsvc.api.http.errors import NotFound
 from fundsvc.api.http.routes import JSON, Endpoint, Media
 from fundsvc.core.contracts import Specification
@@ -100,8 +101,7 @@ class SchemaFiles:
     """The endpoints of the schemas."""
 
     def __init__(self) -> None:
-        self._bodies = {f"{name}.json": msgspec.json.encode(schema) for name, schema in json_schemas().items()}
-        self._index = msgspec.json.encode(sorted(self._bodies))
+        self._generated = Generated(_files)
         self.endpoints = (
             Endpoint("/schemas", self.index, {200: Media(JSON, list[str])}),
             Endpoint("/schemas/{name}", self.schema, {200: Media(SCHEMA_JSON, dict[str, Any])}),
@@ -109,11 +109,16 @@ class SchemaFiles:
 
     async def index(self, _: web.Request) -> web.Response:
         """The names of all schemas."""
-        return web.Response(body=self._index, content_type=JSON)
+        return web.Response(body=msgspec.json.encode(sorted(await self._generated.result())), content_type=JSON)
 
     async def schema(self, request: web.Request) -> web.Response:
         """The JSON Schema of an event, of all events of a stream, or of a round."""
-        name = request.match_info["name"]
-        if name not in self._bodies:
+        name, bodies = request.match_info["name"], await self._generated.result()
+        if name not in bodies:
             raise NotFound(f"no schema {name!r} exists: GET /schemas lists all")
-        return web.Response(body=self._bodies[name], content_type=SCHEMA_JSON)
+        return web.Response(body=bodies[name], content_type=SCHEMA_JSON)
+
+
+def _files() -> Mapping[str, bytes]:
+    """Returns the content of all files by name."""
+    return {f"{name}.json": msgspec.json.encode(schema) for name, schema in json_schemas().items()}
