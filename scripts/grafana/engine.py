@@ -4,7 +4,7 @@ import limits
 from board import ENGINE, board, choice
 from grafana_foundation_sdk.builders.dashboard import Dashboard
 from mutual import pools
-from panels import COUNT, QUARTER, RATE, SECONDS, THIRD, AnyPanel, Query, lines, number, rows
+from panels import COUNT, QUARTER, RATE, SECONDS, SHARE, THIRD, AnyPanel, Query, lines, number, rows
 from promql import pace, percentile
 from serving import served
 
@@ -225,6 +225,29 @@ def _servers() -> list[AnyPanel]:
             COUNT,
             Query("sum by (instance, state) (fundsvc_database_connections)", "{{instance}} {{state}}"),
             stacked=True,
+        ),
+        lines(
+            "Memory of the stream server",
+            "Share of maxmemory, or of the memory of its host without a limit.",
+            SHARE,
+            Query("max(fundsvc_stream_memory_bytes / fundsvc_stream_memory_max_bytes)", "used"),
+            thresholds=limits.bad_from("StreamMemoryHigh"),
+            width=THIRD,
+        ),
+        lines(
+            "Age of the archive",
+            "Time since PostgreSQL last archived a file of its write-ahead log.",
+            SECONDS,
+            Query("time() - max(fundsvc_wal_archived_timestamp_seconds > 0)", "age"),
+            width=THIRD,
+        ),
+        lines(
+            "Age of rates",
+            "Time of the newest rate to USDT, by currency.",
+            SECONDS,
+            Query("time() - max by (currency) (fundsvc_rate_timestamp_seconds)", "{{currency}}"),
+            thresholds=limits.bad_from("RateStale"),
+            width=THIRD,
         ),
     ]
 
