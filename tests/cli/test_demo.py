@@ -31,10 +31,10 @@ from rich.console import Console
 from fundsvc.config.settings import CurrencyConfig
 from fundsvc.core.adl.records import reduced_of
 from fundsvc.core.contracts import contract_of
-from fundsvc.core.events import AdlEnd, AdlFill, Fill, Mark, Position, Takeover, Unwind
+from fundsvc.core.events import AdlEnd, AdlFill, Fill, Position, Takeover, Unwind
 from fundsvc.core.numbers import format_units, to_units
 from fundsvc.core.partition import Partition
-from fundsvc.core.times import is_old
+from fundsvc.core.times import OLD_MS
 from fundsvc.demo.history import HISTORY_STEPS, INSURED_STEP_MS, MARKET_STEP_MS, times_of
 from fundsvc.demo.instruments import CYCLE_STEPS, INSTRUMENTS
 from fundsvc.demo.insured import MUTUAL, POOL, InsuredTraders
@@ -533,7 +533,7 @@ class TestHistory:
 
     def test_history_is_not_old_for_settlement(self):
         begun = 1_700_000_000_000
-        assert not is_old(Mark("X", "1", times_of(0, begun, begun).market), begun + 600_000)
+        assert begun + 600_000 - times_of(0, begun, begun).market < OLD_MS
 
 
 class TestScreen:
