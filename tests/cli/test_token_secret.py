@@ -148,6 +148,14 @@ async def test_revoked_token_is_rejected_and_both_actions_are_recorded(config, t
     assert stat.S_IMODE((tmp_path / "actions").stat().st_mode) == 0o600
 
 
+async def test_action_is_logged_on_standard_error_without_a_file(config, revoking):
+    for form in ("console", "json"):
+        environment = {**revoking, "FUNDSVC_LOG_ACTIONS": "", "FUNDSVC_LOG_FORMAT": form}
+        done = await fundsvc(config, "token", "--role", "risk", "--why", "audit of 2026", **environment)
+        assert done.error.count("operator action") == len(done.error.splitlines()) == 1
+        assert "audit of 2026" in done.error
+
+
 async def test_embedded_service_has_a_file_of_revoked_tokens(tmp_path, config):
     environment = {"FUNDSVC_STREAM_URL": "", "FUNDSVC_DATA_DIRECTORY": str(tmp_path / "data")}
     token = (await fundsvc(config, "token", "--role", "risk", **environment)).output.strip()

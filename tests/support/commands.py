@@ -40,6 +40,7 @@ def environment_of(config, **overrides):
         "FUNDSVC_STREAM_URL": config.stream.url,
         "FUNDSVC_STREAM_PARTITIONS": str(config.stream.partitions),
         "FUNDSVC_LOG_LEVEL": "error",
+        "FUNDSVC_LOG_ACTIONS": os.devnull,
         **overrides,
     }
 
