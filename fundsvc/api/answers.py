@@ -55,7 +55,7 @@ class SettlementCurrency(Answer, frozen=True):
     contract_address: None = None
     is_margin_enabled: bool = False
     is_debit_enabled: bool = False
-    chains: tuple[()] = ()
+    chains: list[str] = []
 
 
 class Envelope(Answer, Generic[T], frozen=True, kw_only=True):

@@ -39,7 +39,7 @@ async def test_client_is_generated_and_reads_the_service(world, tmp_path):
     files = ("--path", tmp_path / "openapi.json", "--config", tmp_path / "settings.yaml")
     target = ("--meta", "none", "--output-path", tmp_path / "fundsvc_client", "--fail-on-warning")
     done = await program(BIN / "openapi-python-client", "generate", *files, *target, environment=environment)
-    assert done.code == 0, done.output
+    assert done.code == 0, done.output + done.error
     fund, candles = [await world.data(f"/api/v1/insurance-fund/{SYMBOL}{rest}") for rest in ("", "/candles")]
     history = await world.data(f"/api/v1/insurance-fund/{SYMBOL}/history", maxCount="2")
     done = await program(
