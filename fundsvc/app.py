@@ -275,7 +275,7 @@ async def _serving(
         venues = venue_endpoints(config.http.venues, cached.answers, funds.summary, adl, reader, Histories(pool), policy_of)
         async with (
             mutual_topics(pools, insured, mutual, metrics) as topics,
-            websocket_endpoints(config, tail, cached, reader, ledger, books, metrics, topics) as websocket,
+            websocket_endpoints(config, tail, cached, reader, ledger, books, metrics, policy_of, topics) as websocket,
         ):
             of_funds = (*cached.routes, *funds.routes, *inventory.routes, *sizing.routes)
             of_mutual = (*of_pools.routes, *insured.routes)

@@ -154,11 +154,12 @@ class AdlResources:
         return Page(data_list=shown, has_more=len(rows) > len(shown))
 
     async def queue(self, _query: Query, symbol: str, caller: Caller | None) -> QueueAnswer:
-        """The current queue of a contract by lights."""
+        """The current queue of a contract by lights: the positions that ADL may reduce by the contract's policy."""
         found, books = await find_contract(self._reader, symbol), self._books
 
         def read(view: BookView) -> QueueAnswer:
-            queue, is_mark_stale = books.queue(view), books.is_mark_stale(view)
+            eligible = self._policy_of(found.contract.symbol).eligible
+            queue, is_mark_stale = books.queue(view, eligible), books.is_mark_stale(view)
             return queue_answer(view, queue, visibility_of(caller), self._k_min, is_mark_stale=is_mark_stale)
 
         return await books.read(found.contract, found.partition, read)
@@ -170,7 +171,7 @@ class AdlResources:
             return PositionsAnswer(account, [], [])  # Settlement rejects events with such an account.
         contracts = {found.contract.symbol: found.contract for found in await self._reader.contracts()}
         reductions = await self._ledger.latest_reductions(account, REDUCTIONS_MAX)
-        positions = await position_answers(self._books, account)
+        positions = await position_answers(self._books, account, self._policy_of)
         return PositionsAnswer(
             account=account,
             positions=positions,

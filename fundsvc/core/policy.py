@@ -10,6 +10,9 @@ from fundsvc.core.generations import public_symbol
 MINUTE_MS = 60_000
 """Peaks are stored by the minute, which bounds the state of a guard: at most one number for each minute of its window."""
 
+Eligible = Literal["profitable", "all"]
+"""Which positions ADL may reduce."""
+
 Share = Annotated[float, msgspec.Meta(gt=0, le=1)]
 
 
@@ -54,7 +57,7 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The policy of one contract; see section "Policies" of the handbook."""
 
     waterfall: Literal["fund_then_adl", "adl_then_fund"] = "fund_then_adl"
-    eligible: Literal["profitable", "all"] = "profitable"
+    eligible: Eligible = "profitable"
     allocation: Literal["queue", "pro_rata", "capped"] = "queue"
     cap_share: Share = 0.5
     rounds_max: Annotated[int, msgspec.Meta(ge=1, le=100)] = 3

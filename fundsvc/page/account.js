@@ -15,7 +15,7 @@ const INPUTS = {
   Mark: (row) => number(row.markPrice),
   Margin: (row) => number(row.margin),
   PnL: (row) => number(row.unrealisedPnl, { signed: true }),
-  Return: (row) => rough(row.return),
+  Return: (row) => percent(row.return),
   Leverage: (row) => rough(row.leverage),
   Score: (row) => rough(row.score),
 };
@@ -24,7 +24,7 @@ const POSITION_COLUMNS = {
   Contract: contractLink,
   Side: (row) => (row.positionSide === "BOTH" ? row.side : `${row.side} leg`),
   Lots: (row) => number(row.lots),
-  Lights: (row) => lights(row.lights),
+  Lights: (row) => (row.notEligible ? element("span", { class: "note" }, `not eligible: ${row.notEligible}`) : lights(row.lights)),
   Rank: (row) => rank(row),
   Percentile: (row) => percent(row.percentile),
   ...INPUTS,
@@ -53,7 +53,7 @@ function contractLink({ symbol }) {
 
 function rank(row) {
   return row.rank === null
-    ? number(null, { reason: "no rank: there is no mark price, or the position has no equity" })
+    ? number(null, { reason: `ADL does not reduce this position: ${row.notEligible}` })
     : element("span", {}, number(row.rank), ` of ${row.ranked}`);
 }
 

@@ -174,7 +174,7 @@ class Chart {
     this.#recolour();
   }
 
-  /** Draws anew: the library fixes the kind of a scale when it makes a chart. */
+  /** Draws a new chart: the library fixes the kind of a scale when it makes a chart. */
   #recolour() {
     this.#chart?.destroy();
     this.#chart = null;

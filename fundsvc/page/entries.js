@@ -120,7 +120,7 @@ class EntryList {
       .splice(0)
       .reverse()
       .map((entry) => this.#row(entry));
-    // The visible rows are inserted anew. To move them would shift what the reader looks at, which browsers count as instability.
+    // The visible rows are inserted again: to move them would shift what the reader looks at, which browsers count as instability.
     this.body.prepend(...added, ...[...this.body.children].slice(0, VISIBLE_ROWS));
     while (this.body.childElementCount > this.#rowsMax) {
       this.body.lastElementChild.remove();

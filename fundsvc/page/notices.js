@@ -26,7 +26,7 @@ export function announce(text) {
 const show = perPulse(() => {
   const shown = document.getElementById("notices");
   const added = fresh.splice(0).slice(-SHOWN_MAX).map((text) => element("p", {}, text));
-  // All are inserted anew: to move the earlier ones would shift what the reader looks at, which browsers count as instability.
+  // All are inserted again: to move the earlier ones would shift what the reader looks at, which browsers count as instability.
   shown.replaceChildren(...[...shown.children, ...added].slice(-SHOWN_MAX));
   setTimeout(() => added.forEach((notice) => notice.remove()), SHOWN_MS);
   const opener = document.getElementById("past");

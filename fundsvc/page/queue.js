@@ -29,7 +29,7 @@ export function showQueue(root, symbol) {
   const asOf = element("p", { class: "as-of" });
   const sides = scroller("ADL queue");
   sides.classList.add("sides");
-  const text = "ADL reduces positions with five lights first. Numbers are rounded, so that they do not reveal single positions.";
+  const text = "The positions that ADL may reduce, those with five lights first. Numbers are rounded, so that they do not reveal single positions.";
   const about = element("p", { class: "note" }, text);
   root.append(element("div", { class: "head" }, element("h2", {}, "ADL queue"), asOf), sides, about);
 

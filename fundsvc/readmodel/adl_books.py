@@ -30,7 +30,7 @@ from fundsvc.core.contracts import Contract, partition_of
 from fundsvc.core.events import Fill, Takeover
 from fundsvc.core.fund.settlement import Fund
 from fundsvc.core.partition import Partition
-from fundsvc.core.policy import Policy
+from fundsvc.core.policy import Eligible, Policy
 from fundsvc.logs.faults import Outage
 from fundsvc.metrics import Metrics
 from fundsvc.readmodel.book_recovery import BookRecovery
@@ -224,31 +224,41 @@ class AdlBooks:
         is_long = len(orders.records) > RECORDS_MANY or len(stored.tranches) > TRANCHES_MANY
         return await self.read(contract, partition, read, is_long=is_long)
 
-    def queue(self, view: BookView) -> Queue:
-        """Returns the queue of each side by lights, empty without a mark. Ranks again only after a change."""
+    def queue(self, view: BookView, eligible: Eligible) -> Queue:
+        """Returns the queue of each side by lights, empty without a mark. Ranks again only after a change.
+
+        `eligible` are the positions that ADL may reduce by the contract's policy.
+        """
         mark = view.book.mark
         if mark is None:
             return {}
-        return {name: self._sections(view, name, mark) for name in view.book.sides}
+        return {name: self._sections(view, name, mark, eligible) for name in view.book.sides}
 
     def is_mark_stale(self, view: BookView) -> bool:
         """Whether the mark of a book is older than `adl.mark_seconds_max`."""
         return view.book.is_mark_old(time.time_ns() // 1_000_000, self._mark_seconds_max)
 
-    def rank(self, view: BookView, name: SideName, account: str) -> Rank | None:
-        """Returns the rank of an account's position on a side; None without a mark, or if the position has no equity."""
+    def rank(self, view: BookView, name: SideName, account: str, eligible: Eligible) -> Rank | None:
+        """Returns the rank of an account's position among those of its side that ADL may reduce; None if ADL may not reduce it.
+
+        It may not without a mark, without equity, and, by `eligible`, without a profit.
+        """
         side, mark = view.book.sides[name], view.book.mark
         if mark is None:
             return None
-        self._ranked(view.contract.symbol, name, side, mark)
-        return side.rank_of(account, mark)
+        gainers = self._ranked(view.contract.symbol, name, side, mark).ranking.gainers
+        rank = side.rank_of(account, mark)
+        if rank is None or eligible == "all":
+            return rank
+        return Rank(rank.rank, gainers) if rank.rank <= gainers else None
 
-    def _sections(self, view: BookView, name: SideName, mark: int) -> list[Section]:
+    def _sections(self, view: BookView, name: SideName, mark: int, eligible: Eligible) -> list[Section]:
         symbol, side = view.contract.symbol, view.book.sides[name]
         known = self._ranked(symbol, name, side, mark)
-        if known.sections is None:
-            known = self._ranked_sides[symbol, name] = known._replace(sections=sections(side, mark))
-        return known.sections or []
+        if known.eligible != eligible:
+            found = sections(side, mark, eligible)
+            known = self._ranked_sides[symbol, name] = known._replace(eligible=eligible, sections=found)
+        return known.sections
 
     def _ranked(self, symbol: str, name: SideName, side: Side, mark: int) -> "_RankedSide":
         """Returns the side's current ranking, and measures the duration of a new one."""
@@ -257,7 +267,7 @@ class AdlBooks:
         known = self._ranked_sides.get((symbol, name))
         if known is None or known.ranking is not ranking:
             self._metrics.rank_seconds.observe(time.perf_counter() - started)
-            known = self._ranked_sides[symbol, name] = _RankedSide(ranking, None)
+            known = self._ranked_sides[symbol, name] = _RankedSide(ranking, None, [])
         return known
 
     def _set_age_metric(self) -> None:
@@ -408,10 +418,11 @@ class FollowedPartition:
 
 
 class _RankedSide(NamedTuple):
-    """A ranking of a side, and its sections once they were computed."""
+    """A ranking of a side, and the sections of its `eligible` positions; None before they were computed."""
 
     ranking: Ranking
-    sections: list[Section] | None
+    eligible: Eligible | None
+    sections: list[Section]
 
 
 class _LoadedBooks(NamedTuple):

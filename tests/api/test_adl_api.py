@@ -2,7 +2,7 @@ import itertools
 import time
 from contextlib import asynccontextmanager
 from fractions import Fraction
-from math import floor
+from math import floor, inf
 
 import aiohttp
 import msgspec
@@ -257,11 +257,10 @@ async def test_queue_shows_sections_by_lights(world):
     assert (queue["symbol"], queue["markPrice"]) == (SYMBOL, "39000")
     for name, standings in ranks(book).items():
         assert [section["lights"] for section in queue[name]] == [5, 4, 3, 2, 1]
+        gainers = [standing for standing in standings if standing.unrealised_pnl > 0]
         for section in queue[name]:
             lit = [
-                standing
-                for rank, standing in enumerate(standings, 1)
-                if 5 - (rank - 1) * 5 // len(standings) == section["lights"]
+                standing for rank, standing in enumerate(gainers, 1) if 5 - (rank - 1) * 5 // len(gainers) == section["lights"]
             ]
             assert section["positions"] == len(lit) > 0
             assert section["lots"] == sum(standing.lots for standing in lit)
@@ -271,6 +270,7 @@ async def test_queue_shows_sections_by_lights(world):
 
 
 async def test_queue_of_one_position_has_empty_sections(world):
+    await world.send(mark(39600))
     queue = await world.data(f"{ADL}/queue")
     (full, *others) = queue["long"]
     assert full["positions"] == 1
@@ -314,14 +314,18 @@ async def test_ranks_can_be_recomputed_from_positions(world):
     shown = {}
     for contract, book in partition.books():
         for name, standings in ranks(book).items():
+            gainers = sum(standing.unrealised_pnl > 0 for standing in standings)
             for rank, standing in enumerate(standings, 1):
                 answer = await world.data("/api/v1/adl/positions", account=standing.account)
                 assert answer["account"] == standing.account
                 (position_,) = (found for found in answer["positions"] if found["symbol"] == contract.symbol)
                 shown[contract.symbol, standing.account] = position_
-                assert (position_["side"], position_["rank"], position_["ranked"]) == (name, rank, len(standings))
-                assert position_["percentile"] == rank / len(standings)
-                assert position_["lights"] == 5 - (rank - 1) * 5 // len(standings)
+                assert position_["side"] == name
+                place = [position_[field] for field in ("rank", "ranked", "percentile", "lights", "notEligible")]
+                if rank <= gainers:
+                    assert place == [rank, gainers, rank / gainers, 5 - (rank - 1) * 5 // gainers, None]
+                else:
+                    assert place == [None, None, None, None, "no profit"]
                 gain, returned, leverage, score = by_hand(position_)
                 decimals = 10 if position_["isInverse"] else 8
                 assert Fraction(position_["unrealisedPnl"]) == Fraction(floor(gain * 10**decimals), 10**decimals)
@@ -330,7 +334,7 @@ async def test_ranks_can_be_recomputed_from_positions(world):
                 assert position_["score"] == pytest.approx(float(score), rel=1e-12, abs=1e-15)
     for (symbol, _), one in shown.items():
         for (other_symbol, _), other in shown.items():
-            if symbol == other_symbol and one["side"] == other["side"] and one["rank"] < other["rank"]:
+            if symbol == other_symbol and one["side"] == other["side"] and (one["rank"] or inf) < (other["rank"] or inf):
                 assert by_hand(one)[3] >= by_hand(other)[3] * (1 - Fraction(1, 10**7)) or by_hand(other)[3] < 0
     assert len(shown) > 40
 
@@ -368,7 +372,7 @@ async def test_both_legs_of_an_account_are_ranked(config):
 )
 async def test_single_position_keeps_the_side_that_the_engine_reported(config, side, lots, marker):
     async with world_of(with_section(config, "http", venues=("binance",))) as world:
-        await world.send(*BEGINNING, leg("secret-h", side, lots, 39000))
+        await world.send(*BEGINNING, leg("secret-h", side, lots, 38000 if lots > 0 else 40000))
         (shown,) = (await world.data("/api/v1/adl/positions", account="secret-h"))["positions"]
         assert shown["positionSide"] == side
         async with world.http.get("/fapi/v1/adlQuantile", headers=bearer("trader", account="secret-h")) as answer:

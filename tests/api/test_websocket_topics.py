@@ -18,6 +18,7 @@ from tokens import SECRET, bearer, signed
 from fundsvc.api.fund_cache import FundCache
 from fundsvc.api.websocket import entries
 from fundsvc.api.websocket.endpoints import websocket_endpoints
+from fundsvc.core.policy import Policy
 from fundsvc.metrics import Metrics
 from fundsvc.readmodel.adl_books import open_adl_books
 from fundsvc.readmodel.ledger_tail import open_tail
@@ -172,7 +173,7 @@ async def market(config):
 
 
 async def has_ranking(service):
-    async with service.http.get(f"/api/v1/adl/{SYMBOL}/queue") as answer:
+    async with service.http.get(f"/api/v1/adl/{SYMBOL}/queue", headers=bearer("risk")) as answer:
         return answer.status == 200 and (await answer.json())["data"]["short"]
 
 
@@ -329,6 +330,8 @@ async def test_topics_receive_changes_only_while_they_are_open(config):
         open_tail(config, metrics) as tail,
     ):
         ledger = AdlReader(pool)
-        async with websocket_endpoints(config, tail, FundCache(tail, answer_of), Reader(pool), ledger, books, metrics):
+        async with websocket_endpoints(
+            config, tail, FundCache(tail, answer_of), Reader(pool), ledger, books, metrics, lambda _: Policy()
+        ):
             assert len(tail.listeners) == 5
         assert tail.listeners == []

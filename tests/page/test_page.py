@@ -761,7 +761,7 @@ async def test_account_shows_positions_and_their_reductions(open_window, produce
         await page.get_by_role("button", name="Show positions").click()
         positions = page.get_by_role("region", name="Positions").locator("tbody tr")
         await expect(positions).to_have_count(1)
-        await expect(positions.first).to_contain_text("1 of 5")
+        await expect(positions.first).to_contain_text("1 of 4")
         await expect(positions.locator(".lights")).to_have_attribute("aria-label", "5 of 5 lights")
         await window.connection("live")
         await producer.append([shortfall(1), executed(2, 1, "secret-anna", 20)])
@@ -787,8 +787,25 @@ async def test_risk_token_shows_any_account(open_window, producer, url):
         await page.get_by_label("Access token").fill(signed("risk"))
         await page.get_by_label("Account", exact=False).last.fill("secret-bert")
         await page.get_by_role("button", name="Show positions").click()
-        await expect(page.get_by_role("region", name="Positions").locator("tbody tr")).to_contain_text("2 of 5")
+        await expect(page.get_by_role("region", name="Positions").locator("tbody tr")).to_contain_text("2 of 4")
         await window.connection("live")
+
+
+@needs_browser
+async def test_reload_keeps_the_account_and_positions_without_a_profit_say_so(open_window, producer, url):
+    await producer.append(BEGINNING)
+    await eventually(lambda: fund_of(url, SYMBOL))
+    async with open_window() as window:
+        page = window.page
+        await window.go("#/account")
+        await page.get_by_label("Access token").fill(signed("risk"))
+        await page.get_by_label("Account", exact=False).last.fill("secret-long")
+        await page.get_by_role("button", name="Show positions").click()
+        position = page.get_by_role("region", name="Positions").locator("tbody tr")
+        await expect(position).to_contain_text("not eligible: no profit")
+        await page.reload()
+        await expect(position).to_contain_text("not eligible: no profit")
+        await expect(page.locator(".owner")).to_have_text("secret-long")
 
 
 @needs_browser

@@ -120,7 +120,7 @@ async def test_shown_ranks_equal_the_ranks_in_rounds_of_the_engine(config, produ
     assert allocations
     view = books.view(CONTRACT, 0)
     for row in allocations:
-        assert books.rank(view, "short", row.account) == (row.rank, row.ranked)
+        assert books.rank(view, "short", row.account, "all") == (row.rank, row.ranked)
     assert len(allocations) > 10
 
 

@@ -1,21 +1,26 @@
 """Answers for positions and reductions of an account."""
 
-from collections.abc import Iterable
+import math
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from fundsvc.api.adl_answers.inputs import Inputs, input_fields, place_fields, price_text, valued
 from fundsvc.api.answers import Answer
 from fundsvc.core.adl.book import Leg
-from fundsvc.core.adl.valuation import Rank, SideName
+from fundsvc.core.adl.valuation import Rank, SideName, ValuedPosition
 from fundsvc.core.contracts import Contract
 from fundsvc.core.generations import generation_of, public_symbol
 from fundsvc.core.numbers import format_units
+from fundsvc.core.policy import Policy
 from fundsvc.readmodel.adl_books import AdlBooks, BookView
 from fundsvc.store.adl import ReductionRow
 
 
 class PositionAnswer(Inputs, frozen=True, kw_only=True):
-    """An account's position with its rank and all inputs of it. A position without mark or equity has no rank.
+    """An account's position with its rank and all inputs of it.
+
+    Rank, lights and percentile are among the `ranked` positions of the side that ADL may reduce by the contract's policy. If
+    ADL may not reduce this one, they are null, and `notEligible` states why.
 
     `positionSide` is the leg as the engine reports it: `LONG` or `SHORT` in hedge mode, else `BOTH`.
     """
@@ -31,6 +36,7 @@ class PositionAnswer(Inputs, frozen=True, kw_only=True):
     ranked: int | None
     percentile: float | None
     lights: int | None
+    not_eligible: str | None
     last_id: str
     ts: int
 
@@ -68,11 +74,13 @@ class PositionsAnswer(Answer, frozen=True):
     deleveraged: list[ReductionAnswer]
 
 
-async def position_answers(books: AdlBooks, account: str) -> list[PositionAnswer]:
+async def position_answers(books: AdlBooks, account: str, policy_of: Callable[[str], Policy]) -> list[PositionAnswer]:
     """Returns an account's positions in all contracts; raises NotFollowed."""
 
     def read(view: BookView) -> Iterable[PositionAnswer]:
-        return [position_answer(view, side, row, books.rank(view, side, account)) for side, row in view.book.positions(account)]
+        eligible = policy_of(view.contract.symbol).eligible
+        held = view.book.positions(account)
+        return [position_answer(view, side, row, books.rank(view, side, account, eligible)) for side, row in held]
 
     return await books.read_all(read)
 
@@ -94,9 +102,17 @@ def position_answer(view: BookView, side: SideName, row: int, rank: Rank | None)
         ranked=rank.ranked if rank else None,
         percentile=rank.percentile if rank else None,
         lights=rank.lights if rank else None,
+        not_eligible=None if rank else _why_not(position, has_mark=mark is not None),
         last_id=view.last_id,
         ts=view.ts,
     )
+
+
+def _why_not(position: ValuedPosition, *, has_mark: bool) -> str:
+    """Returns why ADL may not reduce a position."""
+    if not has_mark:
+        return "no mark price"
+    return "no equity" if math.isinf(position.leverage) else "no profit"
 
 
 def reduction_answer(row: ReductionRow, contract: Contract) -> ReductionAnswer:

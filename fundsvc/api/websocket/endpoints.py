@@ -1,7 +1,7 @@
 """The endpoints of the WebSocket API: KuCoin's bullet requests, which answer URL and connection token, and the handshake."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 
 import msgspec
@@ -29,6 +29,7 @@ from fundsvc.api.websocket.subscriber import CLOSE_SECONDS_MAX, Subscriber
 from fundsvc.api.websocket.topics import SHOWN_LENGTH_MAX, LedgerTopic, Topic
 from fundsvc.concurrency.background import keep_running
 from fundsvc.config.settings import Config
+from fundsvc.core.policy import Policy
 from fundsvc.metrics import Metrics
 from fundsvc.readmodel.adl_books import AdlBooks
 from fundsvc.readmodel.ledger_tail import Tail
@@ -233,6 +234,7 @@ async def websocket_endpoints(
     ledger: AdlReader,
     books: AdlBooks,
     metrics: Metrics,
+    policy_of: Callable[[str], Policy],
     others: Sequence[Topic] = (),
 ) -> AsyncIterator[WebSocketEndpoints]:
     """Opens the topics of the ledger and publishes changes to their subscribers while the context is open.
@@ -240,7 +242,7 @@ async def websocket_endpoints(
     Clients can also subscribe to `others`, which are open.
     """
     orders = Orders(tail, ledger, metrics)
-    positions = Positions(tail, ledger, books, metrics, config.http.book_seconds)
+    positions = Positions(tail, ledger, books, metrics, config.http.book_seconds, policy_of)
     instructions = Instructions(tail, ledger, metrics)
     public = Balances(tail, funds, metrics), Entries(tail, reader, metrics), orders
     topics: tuple[LedgerTopic, ...] = (*public, positions, instructions)

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from typing import ClassVar
 
@@ -14,6 +14,7 @@ from fundsvc.api.websocket.frames import Frames, push
 from fundsvc.api.websocket.subscriber import Subscriber
 from fundsvc.api.websocket.topics import CommandError, Pushes, Turns, retry_faults
 from fundsvc.core.events import TIMESTAMP_MAX
+from fundsvc.core.policy import Policy
 from fundsvc.metrics import Metrics
 from fundsvc.readmodel.adl_books import AdlBooks, NotFollowed
 from fundsvc.readmodel.ledger_tail import Change, Tail
@@ -35,12 +36,21 @@ class Positions:
     roles: Roles = TRADERS
     pushes: ClassVar[Pushes] = {"position.lights": PositionAnswer, "position.deleveraged": ReductionAnswer}
 
-    def __init__(self, tail: Tail, ledger: AdlReader, books: AdlBooks, metrics: Metrics, seconds: float) -> None:
+    def __init__(
+        self,
+        tail: Tail,
+        ledger: AdlReader,
+        books: AdlBooks,
+        metrics: Metrics,
+        seconds: float,
+        policy_of: Callable[[str], Policy],
+    ) -> None:
         self._tail = tail
         self._ledger = ledger
         self._books = books
         self._metrics = metrics
         self._seconds = seconds
+        self._policy_of = policy_of
         self._subscribers: dict[str, dict[Subscriber, Seen]] = defaultdict(dict)
         self._shown: dict[str, dict[PositionKey, PositionAnswer]] = {}
         self._pending: set[OrderKey] = set()
@@ -118,7 +128,7 @@ class Positions:
     async def _changed_lights(self, account: str) -> list[Frames]:
         """Returns frames of the positions whose lights differ from the last ones sent; none while the books are loaded."""
         try:
-            answers = await position_answers(self._books, account)
+            answers = await position_answers(self._books, account, self._policy_of)
         except NotFollowed:
             return []
         shown = self._shown.get(account)
@@ -145,4 +155,4 @@ class Positions:
 
 def _closed(last: PositionAnswer) -> PositionAnswer:
     """Returns a closed position: without lots and rank."""
-    return msgspec.structs.replace(last, lots=0, rank=None, ranked=None, percentile=None, lights=None)
+    return msgspec.structs.replace(last, lots=0, rank=None, ranked=None, percentile=None, lights=None, not_eligible="closed")

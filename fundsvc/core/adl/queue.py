@@ -7,6 +7,7 @@ from typing import NamedTuple, Protocol, TypeVar
 from fundsvc.core.adl.account_order import Ordinals
 from fundsvc.core.adl.side import Side
 from fundsvc.core.adl.valuation import LIGHTS
+from fundsvc.core.policy import Eligible
 
 
 class HasPositions(Protocol):
@@ -36,9 +37,10 @@ class Section(NamedTuple):
     unrealised_pnl: int
 
 
-def sections(side: Side, mark: int) -> list[Section]:
-    """Returns the sections of a side at a mark, one per number of lights, five lights first."""
-    rows = side.ranking(mark).rows
+def sections(side: Side, mark: int, eligible: Eligible = "all") -> list[Section]:
+    """Returns the sections of the positions that ADL may reduce at a mark, one per number of lights, five lights first."""
+    ranking = side.ranking(mark)
+    rows = ranking.rows if eligible == "all" else ranking.rows[: ranking.gainers]
     # Rank r has 5 - floor((r - 1) x 5 / n) lights, so 5 - k lights begin at the first rank with (r - 1) x 5 >= k x n.
     bounds = [-(-dimmed * len(rows) // LIGHTS) for dimmed in range(LIGHTS + 1)]
     return [_section(side, mark, LIGHTS - dimmed, rows[bounds[dimmed] : bounds[dimmed + 1]]) for dimmed in range(LIGHTS)]

@@ -86,6 +86,11 @@ class Ranking(NamedTuple):
     keys: Integers
     rows: Ordinals
 
+    @property
+    def gainers(self) -> int:
+        """The number of positions with a profit, which have the first ranks. A key contains minus the score."""
+        return int(np.searchsorted(self.keys, 0))
+
 
 class Leaders(NamedTuple):
     """The rows of the first gainers, rank 1 first, and the number of positions with a rank on the whole side."""
