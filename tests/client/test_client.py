@@ -161,6 +161,7 @@ async def test_entries_continue_after_the_service_has_restarted(config):
         entries = topics.entries(api, "AAA")
         async with service_of(config) as service:
             await service.append(contract("AAA"), *(raw_fill("AAA", seq) for seq in range(1, 4)))
+            await service.fund("AAA")  # the API shows the contract
             assert [(await anext(entries)).entry for _ in range(3)] == [1, 2, 3]
         async with service_of(config) as service:
             await service.append(*(raw_fill("AAA", seq) for seq in range(4, 9)))
@@ -171,7 +172,7 @@ async def test_reader_pages_through_entries_and_orders(config):
     async with service_of(config) as service, connected(config, "risk") as api, producer_of(config) as producer:
         await producer.send(*BEGINNING, *(shortfall(seq, 100, 39100) for seq in range(1, 601)), shortfall(601, 9000, 30000))
         await producer.settled()
-        await eventually(lambda: shows(api, 601))
+        assert (await service.fund(SYMBOL))["entry"] == 601  # the API shows it
         assert [entry.entry async for entry in api.entries(SYMBOL)] == list(range(1, 602))
         assert [entry.entry async for entry in api.entries(SYMBOL, 598)] == [599, 600, 601]
         assert [order.adl async for order in api.orders(SYMBOL)] == [1]
@@ -184,10 +185,6 @@ async def test_reader_pages_through_entries_and_orders(config):
         with pytest.raises(ApiError, match="NONE"):
             await anext(topics.entries(api, "NONE"))
         assert service.count("fundsvc_sequence_gaps_total") == 0
-
-
-async def shows(api, entry):
-    return (await api.fund(SYMBOL)).entry == entry
 
 
 async def test_an_unreachable_service_is_unavailable(config):
