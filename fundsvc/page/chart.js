@@ -9,7 +9,7 @@ const HOUR_MS = 3_600_000;
 const DAY_MS = 24 * HOUR_MS;
 
 /** New entries are drawn together at most so often: the chart takes the most time of all parts to paint. */
-const REDRAW_MS = 3000;
+const REDRAW_MS = 5000;
 
 /** How often the range moves on while no entry arrives. */
 const FOLLOW_MS = 5000;

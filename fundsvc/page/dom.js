@@ -45,7 +45,7 @@ export function perFrame(draw) {
  * Parts that change with each fill are drawn in the same frames, at most so often: each frame costs a layout and a paint. A change
  * after a pause is drawn at once.
  */
-const PULSE_MS = 1000;
+const PULSE_MS = 1500;
 
 const due = new Set();
 let drawnAt = -Infinity;

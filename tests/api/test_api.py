@@ -171,6 +171,8 @@ async def test_fund_shows_balance_and_outstanding_amount(client):
         "settleCurrency": "USDT",
         "balance": "0",
         "outstanding": "10",
+        "payable": "0",
+        "guardLine": None,
         "equity": None,
         "unrealisedPnl": None,
         "inventory": [],

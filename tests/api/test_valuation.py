@@ -1,3 +1,4 @@
+import time
 from datetime import UTC, datetime
 from decimal import Decimal
 from fractions import Fraction
@@ -8,10 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fundsvc.api.answers import fund_answer
+from fundsvc.api.policy_answers import policy_answers
 from fundsvc.api.valuation import FundValuation, Past
 from fundsvc.core.contracts import Contract
 from fundsvc.core.fund.fullness import Target
-from fundsvc.core.policy import Policy
+from fundsvc.core.policy import DrawdownGuard, Policy, SavedGuard
 from fundsvc.store.reader import FundRow
 
 AMOUNTS = st.integers(0, 2**63 - 1)
@@ -105,3 +107,25 @@ def test_fullness_compares_balance_and_target(fund, valuation):
     assert answer.fullness == (pytest.approx(float(Fraction(fund.balance, known.amount))) if known.amount else None)
     assert 1 <= answer.leverage_cap <= 50
     assert answer.state == ("warning" if fund.balance < known.amount else "ok")
+
+
+def test_payable_is_the_balance_above_the_line_of_the_guard():
+    listed = Contract(
+        symbol="AAA", settle_currency="USDT", settle_decimals=8, price_decimals=2, multiplier=Decimal(1), is_inverse=False
+    )
+    kept = SavedGuard(active=False, peaks=[(time.time_ns() // 60_000_000_000, 100 * 10**8)])
+    fund = FundRow(listed, None, 0, 90 * 10**8, 0, 1, 1, bytes(32), kept, datetime.now(UTC), escalated=False)
+    valuation = FundValuation(None, "", None, None, Past(0, 0, 0))
+    guarded = fund_answer(fund, Policy(drawdown_guard=DrawdownGuard(start=0.3, stop=0.25)), valuation, AS_OF)
+    assert (guarded.payable, guarded.guard_line) == ("20", "70")
+    unguarded = fund_answer(fund, Policy(), valuation, AS_OF)
+    assert (unguarded.payable, unguarded.guard_line) == ("90", None)
+
+
+def test_policies_are_grouped_and_explained():
+    guarded = Policy(eligible="all", allocation="capped", cap_share=0.25, drawdown_guard=DrawdownGuard(start=0.3, stop=0.25))
+    first, second = policy_answers([("AAA", Policy()), ("BBB", guarded), ("CCC", Policy())])
+    assert (first.symbols, second.symbols, second.guard_start) == (["AAA", "CCC"], ["BBB"], 0.3)
+    assert "ADL reduces positions with a profit, in the order of their ranks." in first.words
+    assert "each at most 25 % of its lots a round" in second.words
+    assert "when the balance is 30 % below its peak of 8 hours, and ends at 25 %" in second.words
