@@ -134,6 +134,7 @@ async def long_history(producer, url):  # noqa: F811
 
 
 @needs_browser
+@pytest.mark.alone
 @pytest.mark.usefixtures("long_history")
 async def test_contract_page_is_light_fast_and_steady(open_window, producer, url):  # noqa: F811
     async with open_window() as window:
@@ -160,6 +161,7 @@ async def test_contract_page_is_light_fast_and_steady(open_window, producer, url
 
 
 @needs_browser
+@pytest.mark.alone
 @pytest.mark.usefixtures("long_history")
 async def test_open_contract_page_takes_little_of_a_processor(producer, url, tmp_path):  # noqa: F811
     async with plain_browser(tmp_path / "bare", f"{url}/api/v1/timestamp") as bare:
