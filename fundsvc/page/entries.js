@@ -5,6 +5,7 @@ import { get } from "./api.js";
 import { requestButton } from "./request_button.js";
 import { button, element, perPulse } from "./dom.js";
 import { moment, number } from "./format.js";
+import { GENESIS, firstBroken } from "./proof.js";
 import { alignDecimals, moveFocus, oneStop } from "./table.js";
 
 const PAGE_ENTRIES = 100;
@@ -47,8 +48,10 @@ class EntryList {
     this.waiting = button("", () => this.#toTop(), { class: "quiet waiting" });
     this.waiting.disabled = true;
     const whole = element("a", { class: "button quiet", href: `api/v1/${fundPath(symbol)}/history.csv`, download: true }, "CSV");
-    const title = element("div", { class: "head" }, element("h2", {}, "Entries"), this.waiting, whole);
-    root.append(title, this.problem, this.scroller);
+    const verify = requestButton("Verify", () => this.#verify(), { class: "quiet", title: "Recompute the hashes of the entries" });
+    const title = element("div", { class: "head" }, element("h2", {}, "Entries"), this.waiting, verify, whole);
+    this.proof = element("p", { class: "proof", role: "status" });
+    root.append(title, this.proof, this.problem, this.scroller);
   }
 
   /** Reads the entries after the newest known one, or the newest page if they are too many. Returns `after` to subscribe with. */
@@ -97,6 +100,32 @@ class EntryList {
     this.body.append(...dataList.map((entry) => this.#row(entry)));
     oneStop(this.body);
     this.older.hidden = !hasMore;
+  }
+
+  /** Recomputes the hashes of as many of the newest entries as are shown, and shows the result. */
+  async #verify() {
+    const contract = await get(`contracts/${encodeURIComponent(this.#symbol)}`);
+    const entries = (await this.#newestEntries(this.body.childElementCount)).reverse();
+    if (!entries.length) return;
+    const [first, last] = [entries[0].entry, entries.at(-1).entry];
+    const previousHash = first === 1 ? GENESIS : (await get(`${fundPath(this.#symbol)}/entries/${first}`)).previousHash;
+    const broken = await firstBroken(previousHash, entries, contract);
+    this.proof.classList.toggle("problem", broken !== null);
+    this.proof.textContent = broken
+      ? `The hash of entry ${broken.entry} does not follow from its fields and the hash before it.${withoutSeal(broken)}`
+      : `Entries ${first} to ${last}: this browser recomputed every hash from the fields of the entry and the hash before it.`;
+  }
+
+  /** Returns the newest entries, newest first. */
+  async #newestEntries(count) {
+    const entries = [];
+    for (let hasMore = true; hasMore && entries.length < count; ) {
+      const before = entries.length ? { offset: entries.at(-1).entry } : {};
+      const page = await this.#page({ ...before, maxCount: Math.min(MISSED_MAX, count - entries.length) });
+      entries.push(...page.dataList);
+      hasMore = page.hasMore;
+    }
+    return entries;
   }
 
   /** Whether the reader has scrolled down or focused a row. New rows wait meanwhile. */
@@ -164,6 +193,11 @@ class EntryList {
     const tracks = widths.slice(0, -1).map((width) => `${width * DIGIT + PADDING}ch`);
     this.table.style.setProperty("--columns", `${tracks.join(" ")} minmax(11rem, 1fr)`);
   }
+}
+
+/** An entry from before the ledger secret has no seal: its hash covers the account itself, which is not public. */
+function withoutSeal({ commitment }) {
+  return commitment ? "" : " If it has an account, its hash covers the account, which is not public.";
 }
 
 function sideOf(column) {

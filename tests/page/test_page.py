@@ -55,6 +55,7 @@ needs_browser = pytest.mark.skipif(
 @pytest.fixture
 def config(config):
     config = with_section(with_secret(config), "engine", lease_seconds=0.6)
+    config = with_section(config, "ledger", secret=32 * "s")
     return with_section(config, "http", port=free_port(), book_seconds=0.05, tail_seconds=0.005, requests_max=100_000)
 
 
@@ -430,6 +431,29 @@ async def test_entries_appear_live_in_list_and_chart(open_window, producer, url)
         await page.get_by_role("button", name="Older entries").click()
         await expect(page.get_by_role("link", name="Entry 1", exact=True)).to_be_attached()
         await becomes(window.entries, list(range(130, 0, -1)))
+
+
+@needs_browser
+async def test_browser_recomputes_the_hashes_of_the_entries(open_window, producer, url):
+    await listed(producer, "AAA")
+    await producer.append([fill("AAA", seq, 5 if seq % 3 else -7) for seq in range(1, 31)])
+    await settled(url, "AAA", 30)
+    async with open_window() as window:
+        await window.go("#/contract/AAA")
+        await expect(window.page.locator(".entries tbody tr")).to_have_count(30)
+        await window.page.get_by_role("button", name="Verify").click()
+        proof = window.page.locator(".entries .proof")
+        await expect(proof).to_contain_text("Entries 1 to 30: this browser recomputed every hash")
+
+        async def forge(route):
+            response = await route.fetch()
+            body = await response.json()
+            body["data"]["dataList"][9]["lots"] = "1000"
+            await route.fulfill(response=response, json=body)
+
+        await window.page.route("**/history?*", forge)
+        await window.page.get_by_role("button", name="Verify").click()
+        await expect(proof).to_contain_text("The hash of entry 21 does not follow")
 
 
 @needs_browser
