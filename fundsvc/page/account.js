@@ -3,7 +3,7 @@
 import { contractAddress, entryAddress } from "./addresses.js";
 import { ApiError, get } from "./api.js";
 import { button, element } from "./dom.js";
-import { lights, moment, number, percent, rough } from "./format.js";
+import { lights, moment, money, number, percent, rough } from "./format.js";
 import { announce } from "./notices.js";
 import { listTable, scroller } from "./table.js";
 import { connectionToken, removeStoredToken, storedAccount, storedToken, storeToken, tokenForm } from "./token.js";
@@ -28,6 +28,9 @@ const POSITION_COLUMNS = {
   Rank: (row) => rank(row),
   Percentile: (row) => percent(row.percentile),
   ...INPUTS,
+  Margin: (row) => money(row.margin, row.settleCurrency),
+  PnL: (row) => money(row.unrealisedPnl, row.settleCurrency, { signed: true }),
+  "Bankruptcy price": (row) => number(row.bankruptcyPrice, { reason: "the margin covers any move of the price" }),
 };
 
 const DELEVERAGED_COLUMNS = {

@@ -308,6 +308,11 @@ def by_hand(shown):
     return gain, returned, leverage, returned * leverage if gain > 0 else returned / leverage
 
 
+def equity_at(shown, price):
+    """Returns margin + uPnL of a shown position at a price, as an exact fraction."""
+    return Fraction(shown["margin"]) + by_hand({**shown, "markPrice": price})[0]
+
+
 async def test_ranks_can_be_recomputed_from_positions(world):
     await world.send(*crowd(6), mark(39000), *INVERSE_EVENTS)
     partition = undisturbed([*BEGINNING, *crowd(6), mark(39000), *INVERSE_EVENTS])
@@ -326,6 +331,10 @@ async def test_ranks_can_be_recomputed_from_positions(world):
                     assert place == [rank, gainers, rank / gainers, 5 - (rank - 1) * 5 // gainers, None]
                 else:
                     assert place == [None, None, None, None, "no profit"]
+                last = Fraction(position_["bankruptcyPrice"])
+                step = Fraction(-1 if name == "long" else 1, 10**contract.price_decimals)
+                assert equity_at(position_, last) >= 0
+                assert last + step <= 0 or equity_at(position_, last + step) < 0
                 gain, returned, leverage, score = by_hand(position_)
                 decimals = 10 if position_["isInverse"] else 8
                 assert Fraction(position_["unrealisedPnl"]) == Fraction(floor(gain * 10**decimals), 10**decimals)

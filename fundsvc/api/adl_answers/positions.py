@@ -7,7 +7,7 @@ from typing import Any
 from fundsvc.api.adl_answers.inputs import Inputs, input_fields, place_fields, price_text, valued
 from fundsvc.api.answers import Answer
 from fundsvc.core.adl.book import Leg
-from fundsvc.core.adl.valuation import Rank, SideName, ValuedPosition
+from fundsvc.core.adl.valuation import NO_LIMIT, Rank, SideName, ValuedPosition
 from fundsvc.core.contracts import Contract
 from fundsvc.core.generations import generation_of, public_symbol
 from fundsvc.core.numbers import format_units
@@ -22,7 +22,8 @@ class PositionAnswer(Inputs, frozen=True, kw_only=True):
     Rank, lights and percentile are among the `ranked` positions of the side that ADL may reduce by the contract's policy. If
     ADL may not reduce this one, they are null, and `notEligible` states why.
 
-    `positionSide` is the leg as the engine reports it: `LONG` or `SHORT` in hedge mode, else `BOTH`.
+    `positionSide` is the leg as the engine reports it: `LONG` or `SHORT` in hedge mode, else `BOTH`. `bankruptcyPrice` is the
+    last price at which closing the position leaves no deficit, null if its margin covers any move.
     """
 
     symbol: str
@@ -32,6 +33,7 @@ class PositionAnswer(Inputs, frozen=True, kw_only=True):
     multiplier: str
     is_inverse: bool
     mark_price: str | None
+    bankruptcy_price: str | None
     rank: int | None
     ranked: int | None
     percentile: float | None
@@ -88,7 +90,9 @@ async def position_answers(books: AdlBooks, account: str, policy_of: Callable[[s
 def position_answer(view: BookView, side: SideName, row: int, rank: Rank | None) -> PositionAnswer:
     """Returns the answer for a position valued at the mark."""
     contract, mark = view.contract, view.book.mark
-    position = view.book.sides[side].valued(row, mark or 1)
+    positions = view.book.sides[side]
+    position = positions.valued(row, mark or 1)
+    limit = positions.valuation.limit(position.lots, position.entry_price, position.margin)
     return PositionAnswer(
         **input_fields(position, contract, known=mark is not None),
         symbol=public_symbol(contract.symbol),
@@ -98,6 +102,7 @@ def position_answer(view: BookView, side: SideName, row: int, rank: Rank | None)
         multiplier=str(contract.multiplier),
         is_inverse=contract.is_inverse,
         mark_price=price_text(mark, contract),
+        bankruptcy_price=price_text(limit if 0 < limit < NO_LIMIT else None, contract),
         rank=rank.rank if rank else None,
         ranked=rank.ranked if rank else None,
         percentile=rank.percentile if rank else None,
