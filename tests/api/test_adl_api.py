@@ -297,20 +297,24 @@ INVERSE_EVENTS = [
 ]
 
 
+def worths(shown, price):
+    """Returns the entry value of a shown position, its value at a price, and its gain there, as exact fractions."""
+    entry, at = Fraction(shown["entryPrice"]), Fraction(price)
+    size = shown["lots"] * Fraction(shown["multiplier"])
+    worth, value = (size / entry, size / at) if shown["isInverse"] else (size * entry, size * at)
+    return worth, value, value - worth if (shown["side"] == "long") != shown["isInverse"] else worth - value
+
+
 def by_hand(shown):
     """Returns uPnL, return, leverage and score as exact fractions of the shown numbers."""
-    lots, multiplier = shown["lots"], Fraction(shown["multiplier"])
-    entry, at, margin = (Fraction(shown[name]) for name in ("entryPrice", "markPrice", "margin"))
-    size = lots * multiplier
-    worth, value = (size / entry, size / at) if shown["isInverse"] else (size * entry, size * at)
-    gain = value - worth if (shown["side"] == "long") != shown["isInverse"] else worth - value
-    returned, leverage = gain / worth, value / (margin + gain)
+    worth, value, gain = worths(shown, shown["markPrice"])
+    returned, leverage = gain / worth, value / (Fraction(shown["margin"]) + gain)
     return gain, returned, leverage, returned * leverage if gain > 0 else returned / leverage
 
 
 def equity_at(shown, price):
     """Returns margin + uPnL of a shown position at a price, as an exact fraction."""
-    return Fraction(shown["margin"]) + by_hand({**shown, "markPrice": price})[0]
+    return Fraction(shown["margin"]) + worths(shown, price)[2]
 
 
 async def test_ranks_can_be_recomputed_from_positions(world):
