@@ -30,7 +30,7 @@ from fundsvc.api.http.errors import NotFound
 from fundsvc.api.http.parameters import CandlesQuery, ChartQuery, HistoryQuery, MomentQuery, Query, SpanQuery, read_query
 from fundsvc.api.http.routes import Endpoint, Media
 from fundsvc.api.http.tokens import Caller
-from fundsvc.api.policy_answers import PolicyAnswer, policy_answers
+from fundsvc.api.policy_answers import FundPolicyAnswer, policy_answers
 from fundsvc.api.valuation_inputs import Appraiser
 from fundsvc.api.visibility import PUBLIC, visibility_of
 from fundsvc.core.commitment import NO_SECRETS, Secrets
@@ -101,7 +101,7 @@ class FundResources:
         self._tail.check()
         return summary_answer(self._tail.funds.values(), self._appraiser.rate, time.time_ns() // 1_000_000, self._tail.as_of_ms)
 
-    async def policies(self, _query: Query) -> list[PolicyAnswer]:
+    async def policies(self, _query: Query) -> list[FundPolicyAnswer]:
         """The policies in force, each with its contracts."""
         self._tail.check()
         return policy_answers((symbol, self._policy_of(symbol)) for symbol in self._tail.current)

@@ -23,7 +23,7 @@ TAKEOVERS = {
 }
 
 
-class PolicyAnswer(Answer, frozen=True):
+class FundPolicyAnswer(Answer, frozen=True):
     """A policy in force, and the contracts that have it. `words` explain it in English.
 
     `guardStart` is the fall from the peak at which the drawdown guard starts, null without a guard. An order names in
@@ -39,7 +39,7 @@ class PolicyAnswer(Answer, frozen=True):
     symbols: list[str]
 
 
-def policy_answers(policies: Iterable[tuple[str, Policy]]) -> list[PolicyAnswer]:
+def policy_answers(policies: Iterable[tuple[str, Policy]]) -> list[FundPolicyAnswer]:
     """Returns the answers for the policies of symbols, one for each different policy."""
     symbols: dict[Policy, list[str]] = {}
     for symbol, policy in policies:
@@ -47,7 +47,7 @@ def policy_answers(policies: Iterable[tuple[str, Policy]]) -> list[PolicyAnswer]
     return [_policy_answer(policy, having) for policy, having in symbols.items()]
 
 
-def _policy_answer(policy: Policy, symbols: list[str]) -> PolicyAnswer:
+def _policy_answer(policy: Policy, symbols: list[str]) -> FundPolicyAnswer:
     guard = policy.drawdown_guard
     sentences = (
         PAYERS[policy.waterfall],
@@ -55,7 +55,7 @@ def _policy_answer(policy: Policy, symbols: list[str]) -> PolicyAnswer:
         _guard_words(guard) if guard else "",
         TAKEOVERS[policy.takeover.mode],
     )
-    return PolicyAnswer(
+    return FundPolicyAnswer(
         waterfall=policy.waterfall,
         eligible=policy.eligible,
         allocation=policy.allocation,

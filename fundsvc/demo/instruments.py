@@ -6,6 +6,9 @@ from typing import Any, NamedTuple
 FIRST_OPEN_DATE_MS = 1_585_555_200_000
 """The first open date of every contract: March 2020."""
 
+EXPIRES_MS = 1_798_185_600_000
+"""25 December 2026, 08:00 UTC. The demo settles its dated contract earlier, so that a viewer sees it."""
+
 MAX_PRICE = 1_000_000.0
 """KuCoin's usual limit. A price of up to this with twelve decimals fits 64 bits."""
 
@@ -77,7 +80,7 @@ class Instrument(NamedTuple):
             "rootSymbol": self.settle,
             "type": "FFWCSX" if self.settles is None else "FFICSX",
             "firstOpenDate": FIRST_OPEN_DATE_MS,
-            "expireDate": None,
+            "expireDate": None if self.settles is None else EXPIRES_MS,
             "settleDate": None,
             "baseCurrency": self.base,
             "quoteCurrency": self.quote,
@@ -106,7 +109,7 @@ class Instrument(NamedTuple):
             "fundingBaseSymbol": f".{self.base}INT8H",
             "fundingQuoteSymbol": f".{self.quote}INT8H",
             "fundingRateSymbol": f".{self.symbol}FPI8H",
-            "nextFundingRateTime": 0,  # ccxt takes a contract without this field for a dated one
+            "nextFundingRateTime": 0 if self.settles is None else None,  # ccxt distinguishes dated contracts by this field
             "indexSymbol": index,
             "settlementSymbol": "",
             "status": "Open",

@@ -25,6 +25,7 @@ import psutil
 import scraping
 import serving
 import storm as storms
+import structlog
 import takeover as takeovers
 import throughput
 import typer
@@ -58,6 +59,8 @@ application = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc
 @application.callback()
 def benchmarks() -> None:
     """Benchmarks of the service on this machine."""
+    # Standard output is for the results.
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
 
 
 @application.command()

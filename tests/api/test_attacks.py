@@ -38,8 +38,9 @@ CONNECTING = for_all(401)
 PREVIEW = Outcome(anonymous=401, trader=200, engine=403, risk=200, expired=401, other=200)
 OWN = Outcome(anonymous=401, trader=200, engine=403, risk=200, expired=401, other=403)
 TRADERS = Outcome(anonymous=401, trader=200, engine=403, risk=403, expired=401, other=200)
-CURSOR = Outcome(anonymous=401, trader=403, engine=200, risk=200, expired=401, other=403)
 ENGINES = Outcome(anonymous=401, trader=403, engine=200, risk=403, expired=401, other=403)
+CONNECTORS = Outcome(anonymous=401, trader=200, engine=200, risk=403, expired=401, other=200)
+ENGINES_AND_RISK = Outcome(anonymous=401, trader=403, engine=200, risk=200, expired=401, other=403)
 RISK = Outcome(anonymous=401, trader=403, engine=403, risk=200, expired=401, other=403)
 
 FUND, ADL, MUTUAL = "/api/v1/insurance-fund", "/api/v1/adl", "/api/v1/mutual"
@@ -49,8 +50,12 @@ TABLE = {
     "GET /readyz": PUBLIC,
     "GET /metrics": PUBLIC,
     "GET /openapi.json": PUBLIC,
+    "GET /asyncapi.json": PUBLIC,
+    "GET /schemas": PUBLIC,
+    "GET /schemas/{name}": MISSING,
     "GET /docs": PUBLIC,
     "GET /docs/{name}": MISSING,
+    "GET /docs/producers/{name}": MISSING,
     "GET /docs/reference/": PUBLIC,
     "GET /docs/reference/{name}": MISSING,
     "GET /": PUBLIC,
@@ -59,10 +64,10 @@ TABLE = {
     "GET /api/v1/timestamp": PUBLIC,
     "GET /api/v1/contracts/active": PUBLIC,
     "GET /api/v1/contracts/{symbol}": PUBLIC,
-    "GET /api/v1/ingest/cursor": CURSOR,
+    "GET /api/v1/ingest/cursor": ENGINES_AND_RISK,
     "POST /api/v1/ingest/events": ENGINES,
     "POST /api/v1/bullet-public": PUBLIC,
-    "POST /api/v1/bullet-private": TRADERS,
+    "POST /api/v1/bullet-private": CONNECTORS,
     f"GET {FUND}": PUBLIC,
     f"GET {FUND}/{{symbol}}": PUBLIC,
     f"GET {FUND}/summary": PUBLIC,
@@ -81,6 +86,7 @@ TABLE = {
     f"GET {ADL}/positions": OWN,
     f"GET {ADL}/deleveraged": OWN,
     f"GET {ADL}/{{symbol}}/orders": PUBLIC,
+    f"GET {ADL}/{{symbol}}/orders/{{adl}}": ENGINES_AND_RISK,
     f"GET {ADL}/{{symbol}}/orders/{{adl}}/rounds/{{round}}": PUBLIC,
     f"GET {ADL}/{{symbol}}/queue": PUBLIC,
     f"POST {ADL}/{{symbol}}/preview": PREVIEW,
@@ -98,6 +104,7 @@ TABLE = {
     "GET /api/v4/futures/{settle}/auto_deleverages": TRADERS,
     "GET /api/v4/futures/{settle}/insurance": PUBLIC,
     "GET /api/v4/futures/{settle}/adl_risk_states": PUBLIC,
+    "GET /api/v3/currencies": PUBLIC,
     "GET /api/v5/public/insurance-fund": PUBLIC,
     "GET /v5/market/insurance": PUBLIC,
     "GET /v5/market/adlAlert": PUBLIC,

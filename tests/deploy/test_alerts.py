@@ -164,8 +164,14 @@ async def test_prometheus_alerts_on_a_drained_fund(config, tmp_path):
         fallen = firing["FundDrawdown", SYMBOL]["annotations"]["description"]
         assert fallen == "The peak is 100 USDT, the balance is 50; the threshold is 30%."
 
+        missing = set(USED)
+
         async def all_metrics_of_alerts_exist():
             found = await server.query('count by (__name__) ({__name__=~"fundsvc_.*"})')
-            return {metric["__name__"] for metric, _ in found} >= USED
+            missing.difference_update(metric["__name__"] for metric, _ in found)
+            return not missing
 
-        await eventually(all_metrics_of_alerts_exist, seconds=40)
+        try:
+            await eventually(all_metrics_of_alerts_exist, seconds=40)
+        finally:
+            assert missing == set()

@@ -163,7 +163,8 @@ async def test_ccxt_loads_the_markets_of_kucoin_futures(world):
     await world.send(*(Listing(each.specification()) for each in INSTRUMENTS))
     answers = await answers_of("ccxt_markets", world)
     assert answers["markets"] == {
-        each.symbol: ["swap", each.settle, each.is_inverse, abs(each.multiplier)] for each in INSTRUMENTS
+        each.symbol: ["future" if each.settles else "swap", each.settle, each.is_inverse, abs(each.multiplier)]
+        for each in INSTRUMENTS
     }
     assert answers["currencies"] == {"ETH": 1e-10, "USDC": 1e-8, "USDT": 1e-8, "XBT": 1e-10}
 
