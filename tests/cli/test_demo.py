@@ -65,6 +65,7 @@ STORMY = 260
 """The steps of a cycle in which its storm is over."""
 
 STOP_SECONDS = 5.0
+KILLS_MAX = 4
 SCREEN_BACK = "\x1b[?1049l"
 
 
@@ -690,9 +691,10 @@ def directory():
 
 
 @pytest.fixture
-def fresh_directory():
-    with data_directory() as directory:
-        yield directory
+def fresh_directories():
+    """Returns a function that makes directories for one test."""
+    with contextlib.ExitStack() as stack:
+        yield lambda: stack.enter_context(data_directory())
 
 
 class TestWhole:
@@ -741,25 +743,35 @@ class TestWhole:
         await eventually(lambda: not alive(family))
         assert differences_in_ledger(directory) == 0
 
-    async def test_a_restart_after_a_kill_completes_open_orders(self, fresh_directory):
-        dsn = EmbeddedServers(fresh_directory / "data").dsn
-
-        async def first_order():
-            async with connected(dsn) as connection:
+    async def test_a_restart_after_a_kill_completes_open_orders(self, fresh_directories):
+        async def first_order(directory):
+            async with connected(EmbeddedServers(directory / "data").dsn) as connection:
                 return await connection.fetchrow("SELECT state, round, executed FROM adl_orders WHERE symbol = 'SOLUSDTM'")
 
-        with contextlib.closing(Demo(fresh_directory)) as killed:
-            await eventually(lambda: killed.counts() and killed.counts()[-1] > 0, 60)
-            async with connected(dsn) as connection:  # The steps of the history take milliseconds, so the test polls quickly.
-                await eventually(lambda: connection.fetchval("SELECT executed FROM adl_orders WHERE symbol = 'SOLUSDTM'"), 30)
-            killed.kill()
-        begun = await first_order()
-        assert begun["state"] == "open"
+        async def killed_during_order(directory):
+            dsn = EmbeddedServers(directory / "data").dsn
+            with contextlib.closing(Demo(directory)) as killed:
+                await eventually(lambda: killed.counts() and killed.counts()[-1] > 0, 60)
+                async with connected(dsn) as connection:
+                    await eventually(
+                        lambda: connection.fetchval("SELECT executed FROM adl_orders WHERE symbol = 'SOLUSDTM'"), 30
+                    )
+                killed.kill()
+            return await first_order(directory)
 
-        with contextlib.closing(Demo(fresh_directory)) as running:
+        # The steps of the history take milliseconds, so the order may end between the poll and the kill.
+        for _ in range(KILLS_MAX):
+            directory = fresh_directories()
+            begun = await killed_during_order(directory)
+            if begun["state"] == "open":
+                break
+        assert begun["state"] == "open"
+        dsn = EmbeddedServers(directory / "data").dsn
+
+        with contextlib.closing(Demo(directory)) as running:
 
             async def is_done():
-                order = await first_order()
+                order = await first_order(directory)
                 return order["state"] == "done" and order
 
             assert (await eventually(is_done, 30))["executed"] > begun["executed"]
@@ -772,8 +784,8 @@ class TestWhole:
             running.signal(signal.SIGINT)
             assert running.end() == 0
         await eventually(lambda: not alive(family))
-        assert differences_in_ledger(fresh_directory) == 0
-        assert differences_in_ledger(fresh_directory, "mutual") == 0
+        assert differences_in_ledger(directory) == 0
+        assert differences_in_ledger(directory, "mutual") == 0
 
     async def test_a_terminal_shows_a_table_and_is_restored_at_the_end(self, directory):
         ours, its = pty.openpty()
