@@ -66,6 +66,15 @@ STORMY = 260
 
 STOP_SECONDS = 5.0
 KILLS_MAX = 4
+
+OPEN = "symbol = 'SOLUSDTM' AND state = 'open' AND executed > 0"
+"""Open orders that execute completely in the end."""
+
+UNTIL_OPEN = f"""
+    DO $$ BEGIN
+        WHILE NOT EXISTS (SELECT FROM adl_orders WHERE {OPEN}) LOOP PERFORM pg_sleep(0.001); END LOOP;
+    END $$
+"""
 SCREEN_BACK = "\x1b[?1049l"
 
 
@@ -744,37 +753,33 @@ class TestWhole:
         assert differences_in_ledger(directory) == 0
 
     async def test_a_restart_after_a_kill_completes_open_orders(self, fresh_directories):
-        async def first_order(directory):
-            async with connected(EmbeddedServers(directory / "data").dsn) as connection:
-                return await connection.fetchrow("SELECT state, round, executed FROM adl_orders WHERE symbol = 'SOLUSDTM'")
-
-        async def killed_during_order(directory):
+        async def order_at_kill(directory):
+            """Kills a demo while an order is open; returns the order, or None if it ended before the kill."""
             dsn = EmbeddedServers(directory / "data").dsn
             with contextlib.closing(Demo(directory)) as killed:
                 await eventually(lambda: killed.counts() and killed.counts()[-1] > 0, 60)
-                async with connected(dsn) as connection:
-                    await eventually(
-                        lambda: connection.fetchval("SELECT executed FROM adl_orders WHERE symbol = 'SOLUSDTM'"), 30
-                    )
+                async with connected(dsn) as connection:  # The steps of the history take milliseconds.
+                    await connection.execute(UNTIL_OPEN, timeout=60)
                 killed.kill()
-            return await first_order(directory)
+            async with connected(dsn) as connection:
+                return await connection.fetchrow(f"SELECT adl, executed FROM adl_orders WHERE {OPEN}")
 
-        # The steps of the history take milliseconds, so the order may end between the poll and the kill.
         for _ in range(KILLS_MAX):
             directory = fresh_directories()
-            begun = await killed_during_order(directory)
-            if begun["state"] == "open":
+            begun = await order_at_kill(directory)
+            if begun:
                 break
-        assert begun["state"] == "open"
+        assert begun
         dsn = EmbeddedServers(directory / "data").dsn
 
         with contextlib.closing(Demo(directory)) as running:
 
             async def is_done():
-                order = await first_order(directory)
-                return order["state"] == "done" and order
+                async with connected(dsn) as connection:
+                    find = "SELECT executed FROM adl_orders WHERE symbol = 'SOLUSDTM' AND adl = $1 AND state = 'done'"
+                    return await connection.fetchval(find, begun["adl"])
 
-            assert (await eventually(is_done, 30))["executed"] > begun["executed"]
+            assert await eventually(is_done, 30) > begun["executed"]
             async with connected(dsn) as connection:
                 assert await connection.fetch("SELECT * FROM rejected") == []
                 assert await connection.fetch("SELECT * FROM mutual_rejected") == []
