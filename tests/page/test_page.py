@@ -125,6 +125,13 @@ class Window:
         """Returns the numbers of the entries in the list, newest first."""
         return [int(text) for text in await self.page.locator(".entries tbody a").all_text_contents()]
 
+    async def show_account(self, token, account=""):
+        """Enters a token, and an account for a token of any account, into the form of the account view."""
+        await self.page.get_by_label("Access token").fill(token)
+        if account:
+            await self.page.get_by_label("Account", exact=False).last.fill(account)
+        await self.page.get_by_role("button", name="Show positions").click()
+
     async def connection(self, words):
         await expect(self.page.locator("#connection")).to_contain_text(words)
 
@@ -781,8 +788,7 @@ async def test_account_shows_positions_and_their_reductions(open_window, produce
     async with open_window() as window:
         page = window.page
         await window.go("#/account")
-        await page.get_by_label("Access token").fill(token)
-        await page.get_by_role("button", name="Show positions").click()
+        await window.show_account(token)
         positions = page.get_by_role("region", name="Positions").locator("tbody tr")
         await expect(positions).to_have_count(1)
         await expect(positions.first).to_contain_text("1 of 4")
@@ -808,9 +814,7 @@ async def test_risk_token_shows_any_account(open_window, producer, url):
     async with open_window() as window:
         page = window.page
         await window.go("#/account")
-        await page.get_by_label("Access token").fill(signed("risk"))
-        await page.get_by_label("Account", exact=False).last.fill("secret-bert")
-        await page.get_by_role("button", name="Show positions").click()
+        await window.show_account(signed("risk"), "secret-bert")
         await expect(page.get_by_role("region", name="Positions").locator("tbody tr")).to_contain_text("2 of 4")
         await window.connection("live")
 
@@ -822,9 +826,7 @@ async def test_reload_keeps_the_account_and_positions_without_a_profit_say_so(op
     async with open_window() as window:
         page = window.page
         await window.go("#/account")
-        await page.get_by_label("Access token").fill(signed("risk"))
-        await page.get_by_label("Account", exact=False).last.fill("secret-long")
-        await page.get_by_role("button", name="Show positions").click()
+        await window.show_account(signed("risk"), "secret-long")
         position = page.get_by_role("region", name="Positions").locator("tbody tr")
         await expect(position).to_contain_text("not eligible: no profit")
         await page.reload()
@@ -837,8 +839,7 @@ async def test_invalid_token_is_rejected_with_the_reason(open_window, producer, 
     async with open_window() as window:
         page = window.page
         await window.go("#/account")
-        await page.get_by_label("Access token").fill(signed("trader", account="secret-anna", exp=1))
-        await page.get_by_role("button", name="Show positions").click()
+        await window.show_account(signed("trader", account="secret-anna", exp=1))
         await expect(page.get_by_role("alert")).to_contain_text("expired")
         await expect(page.get_by_label("Access token")).to_be_visible()
         window.errors.clear()  # The browser logs every 401.
@@ -898,8 +899,7 @@ async def test_integers_above_2_to_the_53_are_shown_exactly(open_window, produce
             await expect(page.locator("#entry dt", has_text=name).locator("+ dd").first).to_have_text(shown)
         await expect(page.locator("#entry")).to_contain_text(f"0 of {lots}")
         await window.go("#/account")
-        await page.get_by_label("Access token").fill(signed("trader", account="secret-anna"))
-        await page.get_by_role("button", name="Show positions").click()
+        await window.show_account(signed("trader", account="secret-anna"))
         await expect(page.get_by_role("region", name="Positions").locator("tbody tr")).to_contain_text(lots)
         await producer.append([AdlFill("BIG", LARGE_SEQ + 3, 1, "secret-anna", LARGE_LOTS - 4, now)])
         await expect(page.locator(".notices")).to_contain_text(f"ADL reduced your BIG short by {LARGE_LOTS - 4} lots")

@@ -49,8 +49,7 @@ async def test_axe_finds_nothing_on_the_page(open_window, producer, url, theme):
             await expect(page.locator(ready).first).to_be_visible()
             await window.connection("live")
             assert await violations(page) == [], address
-        await page.get_by_label("Access token").fill(signed("trader", account="secret-anna"))
-        await page.get_by_role("button", name="Show positions").click()
+        await window.show_account(signed("trader", account="secret-anna"))
         await expect(page.get_by_role("region", name="Positions")).to_be_visible()
         assert await violations(page) == []
 
