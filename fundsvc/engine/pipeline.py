@@ -16,15 +16,13 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Se
 from functools import partial
 from typing import Protocol
 
-from fundsvc.concurrency.exclusive import Exclusive
 from fundsvc.core.batch import Batch, Draft, EventPlace, Offset, Replayed
 from fundsvc.core.events import Event, Reason, Rejected, Rejection, check_replayable
 from fundsvc.core.partition import Partition
 from fundsvc.core.sequence_lookup import look_up
 from fundsvc.core.sequences import Facts, identity_of
 from fundsvc.core.times import time_of_id
-from fundsvc.engine.batch_bound import BatchBound
-from fundsvc.engine.settling import Committed, Settling, Source
+from fundsvc.engine.settling import Committed, Settling, SettlingContext, Source
 from fundsvc.wire.codec import REPLAY_KEY, RUN_EVENTS, Contents, Message
 
 
@@ -53,24 +51,9 @@ class Pipeline(Settling[Batch]):
         source: Source,
         ledger: Ledger,
         announce: Callable[[Committed[Batch]], Awaitable[None]],
-        *,
-        exclusive: Exclusive,
-        stored: Offset,
-        start: Offset,
-        bound: BatchBound,
-        slice_seconds: float,
-        refused: Mapping[EventPlace, str],
+        context: SettlingContext,
     ) -> None:
-        super().__init__(
-            source,
-            announce,
-            exclusive=exclusive,
-            stored=stored,
-            start=start,
-            bound=bound,
-            slice_seconds=slice_seconds,
-            refused=refused,
-        )
+        super().__init__(source, announce, context)
         self._partition = partition
         self._ledger = ledger
         self._committed_mark = self._taken_mark = 0

@@ -30,7 +30,7 @@ from fundsvc.engine.leases import Steps
 from fundsvc.engine.pipeline import Pipeline
 from fundsvc.engine.policy_proposals import Proposals
 from fundsvc.engine.refusals import Refusals, RefusedBatch
-from fundsvc.engine.settling import SLICE_SHARE, Committed
+from fundsvc.engine.settling import SLICE_SHARE, Committed, SettlingContext
 from fundsvc.engine.step_counter import StepCounter
 from fundsvc.engine.stream_start import Halted, StreamStart
 from fundsvc.engine.target_sizing import TargetSizing
@@ -236,12 +236,14 @@ class Session:
             CheckedSource(self._source, start.known_until),
             writer,
             self._handle_commit,
-            exclusive=exclusive,
-            stored=stored,
-            start=start.offset,
-            bound=self._bound,
-            slice_seconds=SLICE_SHARE * self._config.engine.loop_ms_max / 1000,
-            refused=self._refusals.messages,
+            SettlingContext(
+                exclusive,
+                stored,
+                start.offset,
+                self._bound,
+                SLICE_SHARE * self._config.engine.loop_ms_max / 1000,
+                self._refusals.messages,
+            ),
         )
         return _Loaded(policies[-1], state, exclusive, announcer, pipeline, start.offset)
 

@@ -70,39 +70,41 @@ def groups_of(messages: Iterable[Message]) -> Iterator[Sequence[Message]]:
         yield group
 
 
+class SettlingContext(NamedTuple):
+    """The offsets and limits with which a stream is settled, whatever its events are.
+
+    `exclusive` gives access to the state in memory; all other tasks must use the same object. `stored` is the offset in the
+    ledger. `start` is the offset from which to read; it differs from `stored` if the stream lost its tail. `refused` maps
+    events that the database refused to its messages.
+    """
+
+    exclusive: Exclusive
+    stored: Offset
+    start: Offset
+    bound: BatchBound
+    slice_seconds: float
+    refused: Mapping[EventPlace, str]
+
+
 class Settling(ABC, Generic[B]):
     """Settles one stream into its ledger, in batches `B`.
 
-    `exclusive` gives access to the state in memory; all other tasks must use the same object. `stored` is the offset in the
-    ledger. `start` is the offset from which to read; it differs from `stored` if the stream lost its tail. `announce` is called
-    after each commit. `refused` maps events that the database refused to its messages.
-    `writing` is the batch of the current transaction. `progress` counts steps. `settled` counts commits, and reads after which
-    nothing was left to commit.
+    `announce` is called after each commit. `writing` is the batch of the current transaction. `progress` counts steps.
+    `settled` counts commits, and reads after which nothing was left to commit.
     """
 
-    def __init__(
-        self,
-        source: Source,
-        announce: Callable[[Committed[B]], Awaitable[None]],
-        *,
-        exclusive: Exclusive,
-        stored: Offset,
-        start: Offset,
-        bound: BatchBound,
-        slice_seconds: float,
-        refused: Mapping[EventPlace, str],
-    ) -> None:
+    def __init__(self, source: Source, announce: Callable[[Committed[B]], Awaitable[None]], context: SettlingContext) -> None:
         self.writing: B | None = None
         self.progress = self.settled = 0
         self._source = source
         self._announce = announce
-        self._exclusive = exclusive
-        self._committed = stored
-        self._settled = start
-        self._bound = bound
-        self._slice_seconds = slice_seconds
+        self._exclusive = context.exclusive
+        self._committed = context.stored
+        self._settled = context.start
+        self._bound = context.bound
+        self._slice_seconds = context.slice_seconds
         self._slice_ends = 0.0
-        self._refused = refused
+        self._refused = context.refused
         self._work = asyncio.Event()
         self._handed_over = asyncio.Event()
         self._reading = True

@@ -51,7 +51,7 @@ from fundsvc.core.sequences import (
 )
 from fundsvc.engine.batch_bound import EVENTS_PER_BATCH_MAX, BatchBound
 from fundsvc.engine.pipeline import Pipeline
-from fundsvc.engine.settling import Reading
+from fundsvc.engine.settling import Reading, SettlingContext
 from fundsvc.readmodel.book_recovery import BookRecovery
 from fundsvc.store.rows import copy_rows
 from fundsvc.wire.codec import Message, encode
@@ -315,12 +315,7 @@ def pipeline_of(
         source,
         ledger,
         announce,
-        exclusive=Exclusive(),
-        stored=offset,
-        start=offset,
-        bound=bound or BatchBound(ROWS_MAX),
-        slice_seconds=slice_seconds,
-        refused=refused,
+        SettlingContext(Exclusive(), offset, offset, bound or BatchBound(ROWS_MAX), slice_seconds, refused),
     )
 
 

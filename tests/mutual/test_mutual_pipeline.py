@@ -9,7 +9,7 @@ from fundsvc.concurrency.exclusive import Exclusive
 from fundsvc.core.batch import Offset
 from fundsvc.core.events import Rejection
 from fundsvc.engine.batch_bound import BatchBound
-from fundsvc.engine.settling import Reading
+from fundsvc.engine.settling import Reading, SettlingContext
 from fundsvc.mutual.codec import encode
 from fundsvc.mutual.core.events import Enable, Tick, Transfer
 from fundsvc.mutual.core.pool import Pool
@@ -149,13 +149,8 @@ async def settle(rules, messages, weather, slice_seconds=0.0025):
             FakeSource(messages, weather),
             ledger,
             nowhere,
-            exclusive=Exclusive(),
-            stored=ledger.offset,
-            start=ledger.offset,
-            opened=ledger.open(),
-            bound=bound,
-            slice_seconds=slice_seconds,
-            refused={},
+            SettlingContext(Exclusive(), ledger.offset, ledger.offset, bound, slice_seconds, {}),
+            ledger.open(),
         )
         try:
             await pipeline.run(ledger.complete)

@@ -9,19 +9,17 @@ they were applied meanwhile.
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from functools import partial
 from hashlib import sha256
 from typing import NamedTuple, Protocol
 
 import msgspec
 
-from fundsvc.concurrency.exclusive import Exclusive
 from fundsvc.core.batch import EventPlace, Offset
 from fundsvc.core.events import Reason, Rejected, Rejection
 from fundsvc.core.times import time_of_id
-from fundsvc.engine.batch_bound import BatchBound
-from fundsvc.engine.settling import Committed, Settling, Source
+from fundsvc.engine.settling import Committed, Settling, SettlingContext, Source
 from fundsvc.mutual.codec import DECODER
 from fundsvc.mutual.core.batch import Batch, Draft
 from fundsvc.mutual.core.events import Event, Numbered
@@ -77,25 +75,10 @@ class PoolPipeline(Settling[Writing]):
         source: Source,
         ledger: Ledger,
         announce: Callable[[Committed[Writing]], Awaitable[None]],
-        *,
-        exclusive: Exclusive,
-        stored: Offset,
-        start: Offset,
+        context: SettlingContext,
         opened: Iterable[int],
-        bound: BatchBound,
-        slice_seconds: float,
-        refused: Mapping[EventPlace, str],
     ) -> None:
-        super().__init__(
-            source,
-            announce,
-            exclusive=exclusive,
-            stored=stored,
-            start=start,
-            bound=bound,
-            slice_seconds=slice_seconds,
-            refused=refused,
-        )
+        super().__init__(source, announce, context)
         self._pool = pool
         self._ledger = ledger
         self._open = set(opened)

@@ -19,7 +19,7 @@ from fundsvc.engine.batch_bound import BatchBound
 from fundsvc.engine.continuity import CheckedSource, lost_tail, unsettled_messages
 from fundsvc.engine.engine import Ownership
 from fundsvc.engine.refusals import Refusals, RefusedBatch
-from fundsvc.engine.settling import SLICE_SHARE, Committed
+from fundsvc.engine.settling import SLICE_SHARE, Committed, SettlingContext
 from fundsvc.engine.step_counter import StepCounter
 from fundsvc.engine.stream_start import Halted, StreamStart
 from fundsvc.logs.batches import Rejections
@@ -158,13 +158,15 @@ class PoolSession:
             CheckedSource(self._source, start.known_until),
             writer,
             self._handle_commit,
-            exclusive=Exclusive(self._worker),
-            stored=stored,
-            start=start.offset,
-            opened=opened,
-            bound=self._bound,
-            slice_seconds=SLICE_SHARE * self._config.engine.loop_ms_max / 1000,
-            refused=self._refusals.messages,
+            SettlingContext(
+                Exclusive(self._worker),
+                stored,
+                start.offset,
+                self._bound,
+                SLICE_SHARE * self._config.engine.loop_ms_max / 1000,
+                self._refusals.messages,
+            ),
+            opened,
         )
         return _Loaded(pool, pipeline, start.offset)
 
