@@ -376,7 +376,7 @@ class Partition:
     def _rate(self, rate: Rate) -> None:
         state = RateState(rate.currency, check_rate(rate), rate.ts)
         known = self._shared.rates.get(rate.currency)
-        if known is None or state.ts >= known.ts:
+        if known is None or state.ts >= known.ts or known.ts > self.batch.latest_ms:
             self._shared.rates[rate.currency] = self.batch.rates[rate.currency] = state
 
     def _settle(self, settle: Settle) -> None:

@@ -224,6 +224,20 @@ async def transaction(connection: asyncpg.Connection | PoolConnectionProxy) -> A
         raise
 
 
+@asynccontextmanager
+async def single_statement(connection: asyncpg.Connection | PoolConnectionProxy) -> AsyncIterator[None]:
+    """Runs the only statement of the block, which is a transaction of its own.
+
+    A refusal leaves the connection open; any other failure closes it.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if not _is_value(error):
+            _close(connection)
+        raise
+
+
 async def _roll_back(connection: asyncpg.Connection | PoolConnectionProxy) -> bool:
     """Rolls back a transaction that the server refused; returns whether it succeeded."""
     try:

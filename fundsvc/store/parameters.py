@@ -3,7 +3,7 @@
 The fields of a row type are the columns of the statement's `unnest`, in the same order.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from decimal import Decimal
 from operator import attrgetter
 from typing import Any, NamedTuple
@@ -103,6 +103,16 @@ class PolicyRow(NamedTuple):
 
     version: int
     body: str
+
+
+ENTRY_COLUMNS = (*Entry.__struct_fields__, "hash")
+"""The columns of an entry in the order of the statement `commit`. PostgreSQL sets `recorded_at`."""
+
+
+def entry_columns(entries: Sequence[Entry], hashes: Sequence[bytes]) -> list[list[Any]]:
+    """Returns one list per column of ENTRY_COLUMNS; `hashes` correspond to `entries` one to one."""
+    columns = list(map(list, zip(*map(msgspec.structs.astuple, entries), strict=True)))
+    return [*columns, list(hashes)] if columns else [[] for _ in ENTRY_COLUMNS]
 
 
 def arrays(row_type: type[tuple[Any, ...]], rows: Iterable[tuple[Any, ...]]) -> list[list[Any]]:

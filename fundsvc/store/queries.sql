@@ -20,8 +20,9 @@ ORDER BY c.symbol;
 SELECT last_id, messages, events, partial_id FROM partitions WHERE partition = $1 AND epoch = $2;
 
 -- name: commit
--- One round trip for everything except the COPYs. Returns whether the partition was still owned, and the contracts that were not
--- written: the statement does not take over a contract of another partition, and does not set a fund back.
+-- One round trip for everything except the COPYs; of a small batch, it is the whole transaction and inserts the entries. Fails if
+-- the partition is no longer owned, or if a contract was not written: the statement does not take over a contract of another
+-- partition, and does not set a fund back.
 WITH moved AS (
     UPDATE partitions SET last_id = $6, messages = $7, events = $8, partial_id = $9, duplicates = duplicates + $10,
                           commits = commits + 1
@@ -64,11 +65,20 @@ WITH moved AS (
     FROM unnest($37::text[], $38::integer[], $39::text[], $40::text[], $41::bigint[])
         AS d (stream_id, position, settled_by, symbol, entry)
     WHERE r.partition = $1 AND r.stream_id = d.stream_id AND r.position = d.position
+), written AS (
+    INSERT INTO entries (symbol, entry, seq, kind, change, balance, uncovered, repaid, side, lots, price, bankruptcy_price, trade_id,
+                         order_id, account, ts, seal, closes, forced, hash)
+    SELECT * FROM unnest($42::text[], $43::bigint[], $44::bigint[], $45::text[], $46::bigint[], $47::bigint[], $48::bigint[],
+                         $49::bigint[], $50::text[], $51::bigint[], $52::bigint[], $53::bigint[], $54::text[], $55::text[],
+                         $56::text[], $57::bigint[], $58::bytea[], $59::bigint[], $60::boolean[], $61::bytea[])
+        AS n (symbol, entry, seq, kind, change, balance, uncovered, repaid, side, lots, price, bankruptcy_price, trade_id, order_id,
+              account, ts, seal, closes, forced, hash)
 )
-SELECT (SELECT count(*) = 1 FROM moved) AS is_ours, ARRAY(
+SELECT CASE WHEN is_ours AND unwritten = '{}' THEN true ELSE refuse_commit(is_ours, unwritten) END
+FROM (SELECT (SELECT count(*) = 1 FROM moved) AS is_ours, ARRAY(
     SELECT symbol FROM (SELECT unnest($11::text[]) AS symbol EXCEPT SELECT symbol FROM listed) l
     UNION SELECT symbol FROM (SELECT unnest($18::text[]) AS symbol EXCEPT SELECT symbol FROM settled) s
-) AS unwritten;
+) AS unwritten) r;
 
 -- name: commit_orders
 -- ADL orders that changed. COPY inserts new ones.

@@ -21,7 +21,17 @@ from fundsvc.core.fund.inventory import HoldingState, TrancheState
 from fundsvc.core.fund.settlement import Closing, Fund, FundState
 from fundsvc.core.policy import Policies, Policy, SavedGuard
 from fundsvc.core.sequences import Facts
-from fundsvc.store.database import COMMAND_SECONDS, SQL, StoreRefusal, connect, faults, refusals, snapshot, transaction
+from fundsvc.store.database import (
+    COMMAND_SECONDS,
+    SQL,
+    StoreRefusal,
+    connect,
+    faults,
+    refusals,
+    single_statement,
+    snapshot,
+    transaction,
+)
 from fundsvc.store.parameters import (
     BookRow,
     ClosingRow,
@@ -32,6 +42,7 @@ from fundsvc.store.parameters import (
     ReplayedRow,
     SuspensionRow,
     arrays,
+    entry_columns,
     fund_row,
     listing_row,
     moved_order_row,
@@ -61,6 +72,12 @@ IN_PARTS = b"\xc1"
 """The body of a book that is stored in parts. No MessagePack begins with this byte: a version with a schema before 0016 fails
 to read such a book, and does not take it for an empty one.
 """
+
+MOVED = "FS001"
+"""The SQLSTATE of a commit whose partition another engine owns."""
+
+SMALL_ROWS_MAX = 50
+"""Entries that one statement commits faster than a transaction with COPY."""
 
 ROWS_AT_ONCE = 250
 """ADL orders or records that are encoded between two yields to the event loop: 0.5 to 1 ms."""
@@ -167,7 +184,8 @@ class Writer:
 
     def prepare(self, batch: Draft) -> None:
         """Encodes the entries and records of a batch so far, so that `commit` only sends them."""
-        batch.pack(copy_rows)
+        if batch.count() > SMALL_ROWS_MAX:
+            batch.pack(copy_rows)
         batch.pack_records(copy_records)
 
     async def commit(self, batch: Batch, before: Offset, after: Offset) -> None:
@@ -180,27 +198,30 @@ class Writer:
         moved = (self._partition, self._epoch, *_moved(before, after), batch.duplicates.total(), *_columns(batch))
         moving = [order for key, order in batch.orders.items() if key not in batch.opened]
         statements = _statements(batch, self._partition, after, await _encoded(moving, _moved_orders))
-        entries = [*batch.packed, copy_rows(batch.entries, batch.hashes)]
         opened = await _encoded([order for key, order in batch.orders.items() if key in batch.opened], copy_orders)
         records = [*batch.packed_records, *await _encoded(batch.records, copy_records)]
-        with faults(), refusals(), _strays():
+        is_small = not (opened or records or statements or batch.packed) and batch.count() <= SMALL_ROWS_MAX
+        if is_small:
+            await self._commit_small((*moved, *entry_columns(batch.entries, batch.hashes)))
+            return
+        entries = [*batch.packed, copy_rows(batch.entries, batch.hashes)]
+        with faults(), refusals(), _strays(), _losses():
             async with self._one_at_a_time, transaction(self._connection):
                 if batch.count():
                     await self._copy("entries", COLUMNS, entries)
-                ((is_ours, unwritten),) = await self._connection.fetch(SQL["commit"], *moved)
+                await self._connection.fetch(SQL["commit"], *moved, *entry_columns((), ()))
                 if opened:
                     await self._copy("adl_orders", ORDER_COLUMNS, opened)
                 if records:
                     await self._copy("adl_records", RECORD_COLUMNS, records)
                 for block, parameters in statements:
                     await self._connection.execute(SQL[block], *parameters)
-                if not is_ours:
-                    raise OwnershipLost(f"partition {self._partition} was moved by another engine")
-                if unwritten:
-                    raise StoreRefusal(
-                        f"the ledger has {', '.join(unwritten)} in another partition, or in a later state than this engine: run"
-                        " fundsvc audit, and have the database's owner correct it"
-                    )
+
+    async def _commit_small(self, parameters: Sequence[Any]) -> None:
+        """Writes a batch by the statement `commit` alone, which is then a transaction: one round trip instead of four."""
+        with faults(), refusals(), _strays(), _losses():
+            async with self._one_at_a_time, single_statement(self._connection):
+                await self._connection.fetch(SQL["commit"], *parameters)
 
     async def _copy(self, table: str, columns: Sequence[str], rows: Sequence[bytes]) -> None:
         source = _each((HEADER, *rows, TRAILER))
@@ -216,6 +237,17 @@ def _strays() -> Iterator[None]:
         if error.table_name not in ("entries", "adl_records"):
             raise
         raise Stray(f"{type(error).__name__}: a row of {error.table_name} already exists: {error.detail}") from error
+
+
+@contextmanager
+def _losses() -> Iterator[None]:
+    """Raises OwnershipLost if another engine moved the partition."""
+    try:
+        yield
+    except asyncpg.PostgresError as error:
+        if error.sqlstate != MOVED:
+            raise
+        raise OwnershipLost(str(error)) from error
 
 
 @asynccontextmanager

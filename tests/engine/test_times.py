@@ -116,8 +116,19 @@ async def test_future_rate_does_not_block_newer_rates(service):
     assert await service.pool.fetchval("SELECT price / 10^12 FROM rates") == 39001
 
 
-async def test_stored_future_rate_is_replaced(service):
-    await service.pool.execute("INSERT INTO rates VALUES (0, 'XBT', 1, $1)", now_ms() + 400 * DAY)
+async def test_stored_future_rate_is_replaced(config, owner_connection):
+    await owner_connection.execute("INSERT INTO rates VALUES (0, 'XBT', 1, $1)", now_ms() + 400 * DAY)
+    async with served(config) as service:
+        await check_replacement(service)
+
+
+async def test_future_rate_of_another_writer_is_replaced(service):
+    await service.send(rate("1", now_ms() - 3000))  # The partition is loaded.
+    await service.pool.execute("UPDATE rates SET ts = $1", now_ms() + 400 * DAY)
+    await check_replacement(service)
+
+
+async def check_replacement(service):
     await service.send(rate("39000", now_ms() - 1000))
     assert await service.pool.fetchval("SELECT price / 10^12 FROM rates") == 39000
     await service.send(rate("38000", now_ms() - 2000))

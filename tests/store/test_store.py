@@ -35,6 +35,7 @@ from fundsvc.store.database import (
 )
 from fundsvc.store.migrations import migrate
 from fundsvc.store.parameters import (
+    ENTRY_COLUMNS,
     BookRow,
     ClosingRow,
     ListingRow,
@@ -47,7 +48,7 @@ from fundsvc.store.parameters import (
 from fundsvc.store.reader import Reader
 from fundsvc.store.rows import COLUMNS
 from fundsvc.store.schema import check_schema
-from fundsvc.store.writer import OwnershipLost, load_books, open_writer
+from fundsvc.store.writer import SMALL_ROWS_MAX, OwnershipLost, load_books, open_writer
 
 START = Offset("0-0", 0)
 NEXT = Offset("1-0", 1)
@@ -79,6 +80,12 @@ async def writer(config, epoch):
         yield writer
 
 
+@pytest.fixture(params=[-1, SMALL_ROWS_MAX], ids=["copy", "single-statement"])
+def way(request, monkeypatch):
+    """Both ways in which a batch is committed."""
+    monkeypatch.setattr("fundsvc.store.writer.SMALL_ROWS_MAX", request.param)
+
+
 async def count(connection):
     return {table: await connection.fetchval(f"SELECT count(*) FROM {table}") for table in TABLES}
 
@@ -108,6 +115,7 @@ async def read_entries(connection):
         ("commit", "s", FundState._fields),
         ("commit", "e", RejectedRow._fields),
         ("commit", "d", ReplayedRow._fields),
+        ("commit", "n", ENTRY_COLUMNS),
         ("commit_orders", "m", MovedOrderRow._fields),
         ("commit_suspensions", "s", SuspensionRow._fields),
         ("commit_closings", "s", ClosingRow._fields),
@@ -121,6 +129,7 @@ def test_row_types_have_the_columns_that_their_statements_unnest(block, alias, c
     assert tuple(re.split(r",\s*", found)) == columns
 
 
+@pytest.mark.usefixtures("way")
 async def test_entries_round_trip_exactly(writer, service_connection):
     hashes = [bytes(range(32)), b"\xff" * 32]
     batch = replace(batch_of(listing(SYMBOL)), entries=[DEEPEST, EXTREME], hashes=hashes)
@@ -149,6 +158,7 @@ async def test_commit_writes_everything_in_one_transaction(writer, service_conne
     assert tuple(rejected) == ("1-0", 3, "undecodable", "why", "json", b"\x00\xff")
 
 
+@pytest.mark.usefixtures("way")
 async def test_load_returns_the_committed_state(writer):
     partition = partition_of()
     for event in (listing("AAA", multiplier="1E-05", maxPrice=1e6), listing("BBB"), fill("AAA", 7, 5), fill("AAA", 8, -9)):
@@ -197,6 +207,7 @@ async def test_batch_of_many_chunks_is_written_completely(writer, service_connec
     assert await read_entries(service_connection) == batch.entries
 
 
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize(("epoch_off", "before"), [(1, START), (0, Offset("9-9", 0)), (-1, START)])
 async def test_stale_owner_writes_nothing(config, epoch, service_connection, epoch_off, before):
     rejected = [Rejected("1-0", 0, Reason.UNDECODABLE, "", "json", b"")]
@@ -214,12 +225,14 @@ async def test_stale_owner_cannot_load(config, epoch):
             await writer.load()
 
 
+@pytest.mark.usefixtures("way")
 async def test_existing_entry_number_is_refused(writer):
     await writer.commit(batch_of(listing("AAA"), fill("AAA", 1, 5)), START, NEXT)
     with pytest.raises(StoreRefusal, match="UniqueViolationError"):
         await writer.commit(batch_of(listing("AAA"), fill("AAA", 1, 5)), NEXT, Offset("2-0", 2))
 
 
+@pytest.mark.usefixtures("way")
 async def test_new_writer_continues_after_a_failed_commit(config, epoch, service_connection):
     batch = batch_of(listing("AAA"), fill("AAA", 1, 5))
     async with open_writer(config.database.dsn, "me", 0, epoch) as writer:
@@ -233,6 +246,7 @@ async def test_new_writer_continues_after_a_failed_commit(config, epoch, service
     assert await read_entries(service_connection) == batch.entries
 
 
+@pytest.mark.usefixtures("way")
 async def test_cancelled_commit_releases_its_locks(config, epoch, service_connection, owner_connection):
     batch = batch_of(listing("AAA"), fill("AAA", 1, 5))
     async with open_writer(config.database.dsn, "me", 0, epoch) as writer, owner_connection.transaction():
@@ -289,6 +303,7 @@ async def test_database_refuses_a_second_late_settlement_of_a_sequence(writer):
         await writer.commit(partition.take(), Offset("2-0", 2), Offset("3-0", 3))
 
 
+@pytest.mark.usefixtures("way")
 async def test_commit_never_sets_the_sequence_of_a_fund_back(writer, service_connection):
     await writer.commit(batch_of(listing("AAA"), fill("AAA", 10, 1)), START, NEXT)
     partition = partition_of(*(await writer.load())[1])
@@ -358,6 +373,7 @@ ILLEGAL = {
 }
 
 
+@pytest.mark.usefixtures("way")
 async def test_schema_refuses_illegal_entries(config, epoch, service_connection):
     for name, fields in ILLEGAL.items():
         batch = batch_with(msgspec.structs.replace(LEGAL, **fields))
@@ -509,6 +525,7 @@ async def raise_in(connection, state):
     await connection.execute(f"DO $$ BEGIN RAISE EXCEPTION 'no' USING ERRCODE = '{state}'; END $$")
 
 
+@pytest.mark.usefixtures("way")
 async def test_offset_inside_a_message_moves_only_from_its_stored_position(config, epoch, service_connection):
     inside, elsewhere = Offset("1-0", 1, 3, "2-0"), Offset("1-0", 1, 2, "2-0")
     async with open_writer(config.database.dsn, "me", 0, epoch) as writer:
