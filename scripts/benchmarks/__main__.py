@@ -22,6 +22,7 @@ import mutual_ledger
 import mutual_pool
 import peer
 import psutil
+import revisions
 import scraping
 import serving
 import storm as storms
@@ -74,6 +75,7 @@ def ingest(
     peer_seconds: Annotated[float, typer.Option(help="Duration of each peer with one transaction per fill.")] = 10.0,
     rate: Annotated[int, typer.Option(help="Fills per second of the latency measurement, one per message.")] = 5_000,
     latency_seconds: Annotated[float, typer.Option(help="Duration of the latency measurement.")] = 20.0,
+    against: Annotated[str, typer.Option(help="Earlier revision of this repository to measure in turns.")] = "",
     history: Annotated[bool, typer.Option(help="Measure again with history in the ledger.")] = False,
     history_millions: Annotated[str, typer.Option(help="Million entries of history, comma-separated.")] = "0,10,50",
     directory: Directory = None,
@@ -98,6 +100,10 @@ def ingest(
                 results.peers.append(_run(peer.measure(servers, TARGET_CONTRACTS, connections, peer_seconds)))
         if "latency" in parts:
             results.latency = _run(latency.measure(servers, TARGET_CONTRACTS, rate, latency_seconds, codec, log, show_progress))
+        if against:
+            seconds = latency_seconds if "latency" in parts else 0
+            turns = revisions.measure(servers, against, loads, rounds, seconds, log, show_progress)
+            results.comparison = _run(turns)
         if history:
             load = Load(fills, BATCHED, TARGET_CONTRACTS, codec)
             millions = _numbers(history_millions)

@@ -36,28 +36,54 @@ SETTLED_SECONDS_MAX = 1800.0
 
 
 class Ledger(NamedTuple):
-    """A separate database on the embedded PostgreSQL, with DSNs of the service (`dsn`) and of the owner."""
+    """A separate database on the embedded PostgreSQL, with DSNs of the service (`dsn`) and of the owner.
+
+    `checkout` has the program that settles into it; None means this one.
+    """
 
     dsn: str
     owner_dsn: str
     stream_url: str
+    checkout: Path | None = None
 
 
 @asynccontextmanager
-async def new_ledger(servers: EmbeddedServers, name: str) -> AsyncIterator[Ledger]:
+async def new_ledger(servers: EmbeddedServers, name: str, checkout: Path | None = None) -> AsyncIterator[Ledger]:
     """Yields a migrated, empty ledger and an empty stream server; drops the database at the end."""
     dsn, owner_dsn = (address.replace("/fundsvc?", f"/{name}?") for address in (servers.dsn, servers.owner_dsn))
-    ledger = Ledger(dsn, owner_dsn, servers.stream_url)
+    ledger = Ledger(dsn, owner_dsn, servers.stream_url, checkout)
     owner = await asyncpg.connect(servers.owner_dsn)
     try:
         await owner.execute(f"CREATE DATABASE {name}")
-        await migrate(ledger.owner_dsn, 1)
+        await _create_tables(ledger)
         async with stream_of(ledger) as client:
             await client.flushall()
         yield ledger
     finally:
         await owner.execute(f"DROP DATABASE {name} WITH (FORCE)")
         await owner.close()
+
+
+async def _create_tables(ledger: Ledger) -> None:
+    if ledger.checkout is None:
+        await migrate(ledger.owner_dsn, 1)
+        return
+    program = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "fundsvc", "migrate", cwd=ledger.checkout, env=_environment(ledger), stdout=subprocess.DEVNULL
+    )
+    if await program.wait():
+        raise RuntimeError(f"fundsvc migrate of {ledger.checkout} failed")
+
+
+def _environment(ledger: Ledger) -> dict[str, str]:
+    """Returns the environment of a program that uses a ledger and its stream."""
+    return os.environ | {
+        "FUNDSVC_DATABASE_DSN": ledger.dsn,
+        "FUNDSVC_DATABASE_OWNER_DSN": ledger.owner_dsn,
+        "FUNDSVC_STREAM_URL": ledger.stream_url,
+        "FUNDSVC_STREAM_PARTITIONS": "1",
+        "FUNDSVC_LOG_LEVEL": "error",
+    }
 
 
 @asynccontextmanager
@@ -135,20 +161,13 @@ class ServiceProcess:
     """A process of `fundsvc engine`, or of another program, on a ledger; `settings` are environment variables."""
 
     def __init__(self, ledger: Ledger, log: Path, program: Sequence[str] = ENGINE, **settings: str) -> None:
-        environment = {
-            "FUNDSVC_DATABASE_DSN": ledger.dsn,
-            "FUNDSVC_DATABASE_OWNER_DSN": ledger.owner_dsn,
-            "FUNDSVC_STREAM_URL": ledger.stream_url,
-            "FUNDSVC_STREAM_PARTITIONS": "1",
-            "FUNDSVC_LOG_LEVEL": "error",
-            **settings,
-        }
         self._program = program
         self._log = log
         with log.open("ab") as output:
             self._process = subprocess.Popen(
                 [sys.executable, *program],
-                env={**os.environ, **environment},
+                cwd=ledger.checkout,
+                env=_environment(ledger) | settings,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,

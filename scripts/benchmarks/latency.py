@@ -39,7 +39,10 @@ Id = tuple[int, int]
 
 
 class Latency(msgspec.Struct, kw_only=True):
-    """Milliseconds from XADD to durable, over `fills`; `sent_per_second` is the actual rate."""
+    """Milliseconds from XADD to durable, over `fills`; `sent_per_second` is the actual rate.
+
+    CPU is in seconds per million fills.
+    """
 
     fills: int
     sent_per_second: float
@@ -48,19 +51,27 @@ class Latency(msgspec.Struct, kw_only=True):
     p99_ms: float
     max_ms: float
     poll_p99_ms: float
+    engine_cpu: float
     others: float
 
 
 async def measure(
-    servers: EmbeddedServers, contracts: int, rate: int, seconds: float, codec: Codec, log: Path, show_progress: ShowProgress
+    servers: EmbeddedServers,
+    contracts: int,
+    rate: int,
+    seconds: float,
+    codec: Codec,
+    log: Path,
+    show_progress: ShowProgress,
+    checkout: Path | None = None,
 ) -> Latency:
-    """Measures the distribution at `rate` fills per second, on a new ledger."""
+    """Measures the distribution at `rate` fills per second, on a new ledger; `checkout` has the measured program."""
     market = Market(contracts)
     count = int(rate * (seconds + WARM_SECONDS))
     messages = bodies(market.fills(count), 1, codec)
     commands = [hiredis.pack_command(("XADD", STREAM, "*", codec, body)) for body in messages]  # type: ignore[arg-type]
     async with (
-        new_ledger(servers, "bench_latency") as ledger,
+        new_ledger(servers, "bench_latency", checkout) as ledger,
         listing_engine(ledger, market, log) as engine,
         connection_to(ledger.owner_dsn) as connection,
     ):
@@ -73,8 +84,25 @@ async def measure(
         sent = await send(ledger, commands, rate, show_progress)
         last.set_result(sent[-1][1])
         seen = await observer
-        others = cost(servers, engine).since(before).others_share(time.monotonic() - started)
-    return _distribution(sent, seen, int(rate * WARM_SECONDS), others)
+        spent, took = cost(servers, engine).since(before), time.monotonic() - started
+    distribution = _distribution(sent, seen, int(rate * WARM_SECONDS))
+    distribution.engine_cpu, distribution.others = spent.engine / count * 1e6, spent.others_share(took)
+    return distribution
+
+
+async def measure_floor(servers: EmbeddedServers, commits: int) -> tuple[float, float]:
+    """Returns p50 and p99 in milliseconds of transactions that insert one row, one after the other."""
+    async with connection_to(servers.owner_dsn) as connection:
+        await connection.execute("CREATE TABLE floor (number bigint PRIMARY KEY, text text NOT NULL)")
+        insert = await connection.prepare("INSERT INTO floor VALUES ($1, $2)")
+        took = []
+        for number in range(commits):
+            started = time.perf_counter()
+            await insert.fetch(number, "x" * 200)
+            took.append(time.perf_counter() - started)
+        await connection.execute("DROP TABLE floor")
+    took.sort()
+    return _percentile_ms(took, 50), _percentile_ms(took, 99)
 
 
 async def send(ledger: Ledger, commands: Sequence[bytes], rate: int, show_progress: ShowProgress) -> list[tuple[float, Id]]:
@@ -118,7 +146,7 @@ async def observe(connection: asyncpg.Connection, engine: ServiceProcess, last: 
     return seen
 
 
-def _distribution(sent: Sequence[tuple[float, Id]], seen: Sequence[tuple[Id, float]], warm: int, others: float) -> Latency:
+def _distribution(sent: Sequence[tuple[float, Id]], seen: Sequence[tuple[Id, float]], warm: int) -> Latency:
     durable = [observed for observed, _ in seen]
     took = sorted(seen[bisect_left(durable, stream_id)][1] - at for at, stream_id in sent[warm:])
     polls = sorted(later[1] - earlier[1] for earlier, later in pairwise(seen))
@@ -130,7 +158,8 @@ def _distribution(sent: Sequence[tuple[float, Id]], seen: Sequence[tuple[Id, flo
         p99_ms=_percentile_ms(took, 99),
         max_ms=took[-1] * 1000,
         poll_p99_ms=_percentile_ms(polls, 99),
-        others=others,
+        engine_cpu=0.0,
+        others=0.0,
     )
 
 

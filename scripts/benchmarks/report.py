@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 import msgspec
 from latency import Latency
 from peer import Peer
+from revisions import Comparison
 from rich.console import Console
 from rich.table import Table
 from throughput import Throughput
@@ -52,12 +53,20 @@ class Results(msgspec.Struct, kw_only=True):
     peers: list[Peer] = []
     latency: Latency | None = None
     history: list[Throughput] = []
+    comparison: Comparison | None = None
     targets: list[Target] = []
 
 
 def judge(results: Results) -> list[Target]:
     """Compares the results with the targets."""
-    return [*_against_ceiling(results), *_against_peer(results), *_latency(results), *_memory(results), *_history(results)]
+    return [
+        *_against_ceiling(results),
+        *_against_peer(results),
+        *_latency(results),
+        *_memory(results),
+        *_history(results),
+        *_comparison(results),
+    ]
 
 
 def _against_ceiling(results: Results) -> Iterator[Target]:
@@ -94,6 +103,14 @@ def _history(results: Results) -> Iterator[Target]:
         yield at_most(f"slowdown at {_entries(run.history)} entries", slower, HISTORY_SLOWDOWN_MAX, "{:.0%}")
 
 
+def _comparison(results: Results) -> Iterator[Target]:
+    if results.comparison:
+        for one in results.comparison.compared:
+            if one.promised is not None:
+                name = f"{one.what} relative to {results.comparison.revision}, {one.load}"
+                yield at_most(name, one.ratio, one.promised, "{:.2f}")
+
+
 def _run(results: Results, per_message: int) -> Throughput | None:
     wanted = (TARGET_CONTRACTS, per_message)
     return next((run for run in results.throughput if (run.contracts, run.per_message) == wanted), None)
@@ -125,6 +142,8 @@ def show(results: Results, console: Console) -> None:
         console.print(_latency_table(results.latency))
     if results.history:
         console.print(_history_table(results.history))
+    if results.comparison:
+        console.print(_comparison_table(results.comparison))
     if results.targets:
         console.print(target_table(results.targets))
 
@@ -180,6 +199,17 @@ def _history_table(runs: Sequence[Throughput]) -> Table:
             _entries(run.history), f"{run.fills_per_second:,.0f}", f"{run.fills_per_second / runs[0].fills_per_second:.2f}",
             f"{run.engine_cpu:.1f}", f"{run.postgres_cpu:.1f}", f"{run.others:.0%}",
         )  # fmt: skip
+    return table
+
+
+def _comparison_table(comparison: Comparison) -> Table:
+    revision, (p50, p99) = comparison.revision, comparison.floor_ms
+    table = table_of(
+        f"In turns with {revision}; CPU in seconds per million fills, bytes per fill", "load", "what", "now", revision, "ratio"
+    )
+    for one in comparison.compared:
+        table.add_row(one.load, one.what, f"{one.now:.1f}", f"{one.before:.1f}", f"{one.ratio:.2f}")
+    table.caption = f"A bare transaction of one row takes {p50:.2f} ms (p50) and {p99:.2f} ms (p99)."
     return table
 
 

@@ -52,7 +52,10 @@ ShowProgress = Callable[[str, int, int], None]
 
 
 class Throughput(msgspec.Struct, kw_only=True):
-    """One measurement. CPU is in seconds per million fills; `others` is the share of the machine that other processes used."""
+    """One measurement. CPU is in seconds per million fills; `others` is the share of the machine that other processes used.
+
+    `entry_bytes` is the size of the table and its indexes, and `wal_bytes` that of all WAL, per fill.
+    """
 
     contracts: int
     per_message: int
@@ -63,6 +66,8 @@ class Throughput(msgspec.Struct, kw_only=True):
     postgres_cpu: float
     others: float
     memory_mb: float
+    entry_bytes: float
+    wal_bytes: float
     transactions: int = 0
     ceiling_per_second: float = 0.0
     ceiling_postgres_cpu: float = 0.0
@@ -98,6 +103,7 @@ async def drain(
         last_id = await _stage(ledger, load, market, show_progress)
         history = await connection.fetchval("SELECT sum(entry)::bigint FROM funds")
         await connection.execute("CHECKPOINT")
+        size_before, wal_before = await _disk(connection)
         show_progress("fundsvc settles", 0, 0)
         before, started = cost(servers, engine), time.perf_counter()
         async with stream_of(ledger) as client:
@@ -105,6 +111,7 @@ async def drain(
         await until_settled(connection, last_id, engine, POLL_SECONDS)
         seconds, spent = time.perf_counter() - started, cost(servers, engine).since(before)
         memory = engine.memory_peak_mb()
+        size, wal = await _disk(connection)
         entries = await connection.fetchval("SELECT sum(entry)::bigint FROM funds")
     if entries - history != load.fills:
         raise RuntimeError(f"{load.fills} fills were sent, but {entries - history} entries were written")
@@ -118,7 +125,15 @@ async def drain(
         postgres_cpu=spent.postgres / load.fills * 1e6,
         others=spent.others_share(seconds),
         memory_mb=memory,
+        entry_bytes=(size - size_before) / load.fills,
+        wal_bytes=(wal - wal_before) / load.fills,
     )
+
+
+async def _disk(connection: asyncpg.Connection) -> tuple[int, int]:
+    """Returns the bytes of the table of entries with its indexes, and of all WAL so far."""
+    (row,) = await connection.fetch("SELECT pg_total_relation_size('entries'), (pg_current_wal_lsn() - '0/0')::bigint")
+    return row[0], row[1]
 
 
 @asynccontextmanager
