@@ -282,7 +282,7 @@ class AuditConfig(Section, frozen=True):
     """The background audit."""
 
     full_hours: Annotated[float, msgspec.Meta(gt=0, le=8760)] = 24.0
-    share: Annotated[float, msgspec.Meta(ge=0.001, le=0.5)] = 0.05
+    share: Annotated[float, msgspec.Meta(ge=0.001, le=1)] = 0.05
     heads_directory: str = ""
     heads_days: Annotated[float, msgspec.Meta(gt=0, le=36_500)] = 366.0
 

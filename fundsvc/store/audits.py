@@ -1,11 +1,11 @@
 """Stores the progress of the background audit, and reads the parts of ledgers that it recomputes."""
 
 import asyncio
+from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
-from heapq import merge
 from itertools import accumulate
 from operator import itemgetter
 from typing import Any, Literal, NamedTuple
@@ -44,7 +44,7 @@ from fundsvc.store.audit_inventories import (
     restored_lots,
 )
 from fundsvc.store.database import SQL, Pool, snapshot, transaction
-from fundsvc.store.exports import fund_state_from, line_from, record_from
+from fundsvc.store.exports import Line, fund_state_from, line_from, record_from
 from fundsvc.store.reader import fetch, reading
 from fundsvc.store.writer import closing_from, contract_from
 
@@ -171,17 +171,20 @@ class LedgerPart:
 
     def followed(self, replay: Replay) -> Iterator[None]:
         """Passes the entries and records to a replay in the order in which they were written; yields after each."""
-        for (_, is_record), row in self._merged():
+        for row, is_record in self._merged():
             if is_record:
                 replay.follow_record(record_from(row), row["hash"])
             else:
-                line = line_from(row)
-                if line.entry.ts > line.recorded_at.timestamp() * 1000 + AHEAD_SECONDS_MAX * 1000:
-                    replay.distrust_guard()
-                replay.follow(line.entry, line.hash, known=self._has_recorded_policies(line.recorded_at))
-                if self._held:
-                    self._held.note(line.entry)
+                self._follow_entry(replay, line_from(row))
             yield
+
+    def _follow_entry(self, replay: Replay, line: Line) -> None:
+        entry, recorded_at = line.entry, line.recorded_at
+        if entry.ts > recorded_at.timestamp() * 1000 + AHEAD_SECONDS_MAX * 1000:
+            replay.distrust_guard()
+        replay.follow(entry, line.hash, known=self._has_recorded_policies(recorded_at))
+        if self._held:
+            self._held.note(entry)
 
     def reached(self, replay: Replay) -> Followed:
         """Returns the checkpoint at the end of the part, after it was followed."""
@@ -210,16 +213,26 @@ class LedgerPart:
         since = self.ledger.policies_since if self.ledger else None
         return since is None or recorded_at >= since
 
-    def _merged(self) -> Iterator[tuple[tuple[int, bool], asyncpg.Record]]:
-        """Yields entries and records by their place, up to the last place before which nothing can be missing."""
+    def _merged(self) -> Iterator[tuple[asyncpg.Record, bool]]:
+        """Yields entries and records (True) by their place, up to the last place before which nothing can be missing."""
         entries, records = self._rows.entries, self._rows.records
         after = accumulate((row["entry"] for row in records), max, initial=self.since.checkpoint.entry)
         places = list(after)[1:]
         last_entry = INT64_MAX if len(entries) < self._rows.entries_max else entries[-1]["entry"]
         last_place = INT64_MAX if len(records) < self._rows.records_max else places[-1]
-        of_entries = (((row["entry"], False), row) for row in entries if row["entry"] <= last_place)
-        of_records = (((place, True), row) for place, row in zip(places, records, strict=True) if place <= last_entry)
-        return merge(of_entries, of_records, key=itemgetter(0))
+        first = 0
+        for place, record in zip(places, records, strict=True):
+            if place > last_entry:
+                break
+            upto = bisect_right(entries, place, first, key=_ENTRY)
+            yield from ((row, False) for row in entries[first:upto])
+            yield record, True
+            first = upto
+        upto = bisect_right(entries, last_place, first, key=_ENTRY)
+        yield from ((row, False) for row in entries[first:upto])
+
+
+_ENTRY = itemgetter("entry")
 
 
 class VerifiedPart(NamedTuple):

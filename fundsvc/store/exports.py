@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from datetime import datetime
+from operator import itemgetter
 from typing import NamedTuple
 
 import asyncpg
@@ -132,7 +133,10 @@ def fund_state_from(row: asyncpg.Record) -> FundState:
 
 def line_from(row: asyncpg.Record) -> Line:
     """Builds the entry with hash and time from a row with all their columns."""
-    return Line(Entry(*(row[name] for name in Entry.__struct_fields__)), row["hash"], row["recorded_at"])
+    return Line(Entry(*_FIELDS(row)), row["hash"], row["recorded_at"])
+
+
+_FIELDS = itemgetter(*Entry.__struct_fields__)
 
 
 def record_from(row: asyncpg.Record) -> AdlRecord:

@@ -14,6 +14,7 @@ from typing import Annotated, Any, NoReturn, TypeVar
 
 import adl_book
 import asyncpg
+import auditing
 import fanout
 import history as ledger_history
 import latency
@@ -124,6 +125,20 @@ def adl(
     with _progress() as show_progress:
         results = adl_book.measure(_numbers(positions), rounds, lambda what: show_progress(what, 0, 0))
     _finish(results, results.targets, lambda console: adl_book.show(results, console), as_json)
+
+
+@application.command()
+def audit(
+    entries: Annotated[int, typer.Option(help="Entries of the ledger.")] = 300_000,
+    contracts: Annotated[int, typer.Option(help="Contracts of the ledger.")] = 50,
+    directory: Directory = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure the audit of a ledger, relative to reading and hashing its rows; exits with 1 when a target is missed."""
+    with _servers(directory) as servers, _progress() as show_progress:
+        load = Load(entries, BATCHED, contracts, "json")
+        results = _run(auditing.measure(servers, load, servers.directory / "engine.log", show_progress))
+    _finish(results, results.targets, lambda console: auditing.show(results, console), as_json)
 
 
 @application.command()

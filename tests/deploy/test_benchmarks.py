@@ -16,6 +16,7 @@ SMALL = {
     "ingest": "--fills 2000 --contracts 2 --per-message 100 --peer-seconds 0.2 --rate 200 --latency-seconds 1",
     "ingest against": "--fills 2000 --contracts 2 --per-message 100 --parts= --against HEAD",
     "adl": "--positions 1000 --rounds 1",
+    "audit": "--entries 3000 --contracts 2",
     "takeover": "--tranches 100 --rounds 1",
     "mutual": "--policies 2000 --rounds 1 --trades 5000",
     "http": "--rounds 1 --seconds 0.1 --subscribers 5 --changes 100 --topic-rounds 1 --topic-seconds 1",
@@ -27,7 +28,7 @@ SMALL = {
 def test_benchmark_prints_its_results(name: str) -> None:
     if "--against" in SMALL[name] and not (ROOT / ".git").exists():
         pytest.skip("the sources are not a clone, so they have no earlier revision")
-    command = (sys.executable, "scripts/benchmarks", name.split()[0], *SMALL[name].split(), "--json")
+    command = (sys.executable, "scripts/benchmarks", name.split(maxsplit=1)[0], *SMALL[name].split(), "--json")
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
 

@@ -60,6 +60,18 @@ class Undated(msgspec.Struct, array_like=True, frozen=True):
     refunds: dict[int, int] = {}
 
 
+class Subject(NamedTuple):
+    """What a difference is about: a contract, or one of its entries or records; `at` is the entry that the audit logs."""
+
+    symbol: str
+    kind: str = ""
+    number: int = 0
+    at: int | None = None
+
+    def __str__(self) -> str:
+        return f"{self.symbol} {self.kind} {self.number}" if self.kind else self.symbol
+
+
 class Checkpoint(NamedTuple):
     """The state after an entry up to which a ledger has no difference.
 
@@ -152,8 +164,7 @@ class Replay:
         self._pending = since.pending
         self._undated = since.undated
         self._rules = _Rules(contract, policies, since.guard)
-        self._subject = contract.symbol
-        self._number: int | None = None
+        self._subject: Subject | Entry = Subject(contract.symbol)
         self.orders = OrdersReplay(self._differ, since.orders, opened)
         self.held = HeldReplay(self._differ, inventory or Inventory(contract, self._fund.worth), self.orders.orders.values())
 
@@ -190,27 +201,13 @@ class Replay:
             self._differ(self.orders.unfinished)
         fund = self._fund
         self._at(entry)
-        self._expect("entry number", entry.entry, fund.entry + 1)
-        self._expect("symbol", entry.symbol, fund.contract.symbol)
-        self._expect("balance", entry.balance, fund.balance + entry.change)
-        if entry.balance < 0 or entry.uncovered < 0 or entry.repaid < 0:
-            self._differ("has a negative amount")
-        if entry.kind in ("refund", "cover"):
-            self._check_of_order(entry, pending)
-        elif entry.kind in ("carry_out", "carry_in"):
-            self._check_optional(pending)
-            self._check_carried(entry)
-        elif entry.kind == "deleverage" or entry.forced:
-            self._check_of_lots(entry, pending)
-        elif entry.kind == "takeover":
-            self._check_optional(pending)
-            self._check_takeover(entry, known=known)
-        else:
-            self._check_optional(pending)
-            self._check_of_fill(entry, known=known)
-        self._check_opening(entry)
-        fund.head = link(fund.head, entry)
-        self._expect("hash", digest.hex(), fund.head.hex())
+        self._check_place(entry)
+        self._check_kind(entry, pending, known=known)
+        if entry.seal:
+            self._check_opening(entry)
+        computed = link(fund.head, entry)
+        if digest != computed:
+            self._differ(f"hash is {digest.hex()}, it should be {computed.hex()}")
         fund.head = digest
         fund.entry = entry.entry
         fund.balance = entry.balance
@@ -218,9 +215,38 @@ class Replay:
         self._uncovered += entry.uncovered
         self._repaid += entry.repaid
         fund.outstanding -= entry.repaid
-        self.held.follow(entry)
+        if entry.closes or entry.kind in ("takeover", "deleverage"):
+            self.held.follow(entry)
         if not self._pending.shortfall:
             self._rules.observe(entry.ts, entry.balance)
+
+    def _check_place(self, entry: Entry) -> None:
+        """Checks that an entry continues the one before it."""
+        fund = self._fund
+        if entry.entry != fund.entry + 1:
+            self._differ(f"entry number is {entry.entry}, it should be {fund.entry + 1}")
+        if entry.symbol != fund.contract.symbol:
+            self._differ(f"symbol is {entry.symbol}, it should be {fund.contract.symbol}")
+        if entry.balance != fund.balance + entry.change:
+            self._differ(f"balance is {entry.balance}, it should be {fund.balance + entry.change}")
+        if entry.balance < 0 or entry.uncovered < 0 or entry.repaid < 0:
+            self._differ("has a negative amount")
+
+    def _check_kind(self, entry: Entry, pending: Pending, *, known: bool) -> None:
+        """Checks an entry by the rules of its kind."""
+        kind = entry.kind
+        if kind in ("refund", "cover"):
+            self._check_of_order(entry, pending)
+        elif kind == "deleverage" or entry.forced:
+            self._check_of_lots(entry, pending)
+        else:
+            self._check_optional(pending)
+            if kind in ("carry_out", "carry_in"):
+                self._check_carried(entry)
+            elif kind == "takeover":
+                self._check_takeover(entry, known=known)
+            else:
+                self._check_of_fill(entry, known=known)
 
     def follow_record(self, record: AdlRecord, digest: bytes) -> None:
         """Checks one ADL record against the state before it, and continues from the record's own values."""
@@ -229,8 +255,9 @@ class Replay:
         taken = self._pending.taken
         if cause is None:
             self._check_optional(self._take_pending())
-        self._subject, self._number = f"{record.symbol} ADL record {record.record}", self._fund.entry
-        self._expect("symbol", record.symbol, self._fund.contract.symbol)
+        self._subject = Subject(record.symbol, "ADL record", record.record, self._fund.entry)
+        if record.symbol != self._fund.contract.symbol:
+            self._differ(f"symbol is {record.symbol}, it should be {self._fund.contract.symbol}")
         if record.entry not in (0, self._fund.entry):
             self._differ(f"follows entry {record.entry}, it should be {self._fund.entry}")
         if body and body.origin != "shortfall":
@@ -250,7 +277,7 @@ class Replay:
 
     def compare(self, rows: Mapping[int, OrderState], *, ended: bool) -> None:
         """Compares stored orders, by number, with the recomputed ones. `ended` means that all records have been followed."""
-        self._subject, self._number = self._fund.contract.symbol, self._fund.entry
+        self._subject = Subject(self._fund.contract.symbol, at=self._fund.entry)
         self.orders.compare(rows, ended=ended)
 
     def conservation_error(self, state: FundState, orders: OrderTotals) -> int:
@@ -264,7 +291,7 @@ class Replay:
     def finish(self, state: FundState, orders: OrderTotals) -> None:
         """Compares the end of both chains with the stored fund, and checks the conservation of uncovered amounts."""
         self._check_optional(self._take_pending())
-        self._subject, self._number = self._fund.contract.symbol, None
+        self._subject = Subject(self._fund.contract.symbol)
         if self.orders.unfinished:
             self._differ(self.orders.unfinished)
         self._compare("the fund has (entry, balance, head)", "its entries give", self._ends(state), self._ends(self._fund))
@@ -299,9 +326,7 @@ class Replay:
             self._compare("the fund's guard is", "its entries give", state.guard, self._rules.kept)
 
     def _check_opening(self, entry: Entry) -> None:
-        """Checks that an entry's commitment belongs to its account, if the secret is configured."""
-        if not entry.seal:
-            return
+        """Checks that the commitment of a sealed entry belongs to its account, if the secret is configured."""
         if not entry.account or len(entry.seal) != SEAL_BYTES:
             self._differ("has a seal without an account, or of the wrong length")
             return
@@ -324,15 +349,26 @@ class Replay:
         worth = self._worth(entry)
         if worth is None:
             return
-        self._expect("kind", entry.kind, "surplus" if worth > 0 else "shortfall" if worth else "flat")
-        self._expect("change + repaid - uncovered", entry.change + entry.repaid - entry.uncovered, worth)
+        kind = "surplus" if worth > 0 else "shortfall" if worth else "flat"
+        if entry.kind != kind:
+            self._differ(f"kind is {entry.kind}, it should be {kind}")
+        moved = entry.change + entry.repaid - entry.uncovered
+        if moved != worth:
+            self._differ(f"change + repaid - uncovered is {moved}, it should be {worth}")
         if worth >= 0:
-            self._date_until(min(worth, entry.repaid))
-            self._expect("repaid", entry.repaid, min(worth, self._fund.outstanding))
+            self._check_repaid(entry, worth)
         elif entry.uncovered > 0:
             self._pending = Pending(entry, known)
         else:
             self._check_paid(entry, None, known=known)
+
+    def _check_repaid(self, entry: Entry, worth: int) -> None:
+        """Checks that a surplus repays the outstanding amount first."""
+        if entry.repaid and self._undated.ended:
+            self._date_until(min(worth, entry.repaid))
+        repaid = min(worth, self._fund.outstanding)
+        if entry.repaid != repaid:
+            self._differ(f"repaid is {entry.repaid}, it should be {repaid}")
 
     def _check_settlement(self, entry: Entry) -> None:
         """Checks that an entry belongs to the settlement of the contract if it has the sequence or the order id of that."""
@@ -518,16 +554,15 @@ class Replay:
             self.differences.append(f"{stored} {found}, {recomputed} {expected}")
 
     def _at(self, entry: Entry) -> None:
-        self._subject, self._number = f"{entry.symbol} entry {entry.entry}", entry.entry
-
-    def _expect(self, what: str, found: object, expected: object) -> None:
-        if found != expected:
-            self._differ(f"{what} is {found}, it should be {expected}")
+        self._subject = entry
 
     def _differ(self, sentence: str) -> None:
+        subject = self._subject
+        if isinstance(subject, Entry):
+            subject = Subject(subject.symbol, "entry", subject.entry, subject.entry)
         if self.differs_at is None:
-            self.differs_at = self._number
-        self.differences.append(f"{self._subject}: {sentence}")
+            self.differs_at = subject.at
+        self.differences.append(f"{subject}: {sentence}")
 
 
 def _body_of(record: AdlRecord) -> OrderBody | None:
