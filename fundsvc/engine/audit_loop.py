@@ -5,8 +5,9 @@ compares its end with the stored fund. The newest walk continues from the end of
 walk that finds a difference stays before it and checks it again until it is gone. So the newest walk detects an altered entry
 after the checkpoint at once, the full walk one before it, and both an altered checkpoint.
 
-Walks recompute short parts of a ledger and pause after each part, so that both together use no more than `audit.share` of a
-core. The hourly rollups are recomputed as often as the full walk starts, at a tenth of a walk's pace.
+Walks recompute short parts of a ledger. The newest walk does not pause while there are new entries. The full walk pauses after
+each part, so that it uses no more than `audit.share` of a core. The hourly rollups are recomputed as often as the full walk
+starts, at a tenth of its pace.
 """
 
 import asyncio
@@ -15,7 +16,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Literal, NamedTuple, Protocol, TypeVar
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 import structlog
 
@@ -92,6 +93,9 @@ class Metrics(Protocol):
     def conserved(self, symbol: str, error: int, lots_error: int) -> None:
         """Sets the conservation errors of a contract: of its amounts, in atoms, and of its inventory, in lots."""
 
+    def remaining(self, seconds: float) -> None:
+        """Sets the expected time until the full walk has reached the ends of all ledgers."""
+
 
 class DueLedger(NamedTuple):
     """A ledger that a walk must visit, and how many entries the walk is behind, as far as known."""
@@ -139,20 +143,24 @@ class WalkPositions:
 
 
 class Pace:
-    """Runs the work of an audit one at a time, with pauses, so that both walks together use at most `share` of a core."""
+    """Runs the work of an audit one at a time, with pauses, so that a walk from entry 1 uses at most `share` of a core."""
 
     def __init__(self, share: float) -> None:
         self._share = share
         # One connection suffices, and two walks that end at the same time do not conflict.
         self._one_at_a_time = asyncio.Lock()
 
+    async def follow(self, work: Callable[[], Awaitable[Result]]) -> Result:
+        """Runs work that must not fall behind, without a pause."""
+        return await self._with_pause(work, 1)
+
     async def walk(self, work: Callable[[], Awaitable[Result]]) -> Result:
         """Runs work of a walk, then pauses."""
-        return await self._with_pause(work, len(WALKS) / self._share)
+        return await self._with_pause(work, 1 / self._share)
 
     async def rollups(self, work: Callable[[], Awaitable[Result]]) -> Result:
         """Runs work of the rollup audit, then pauses."""
-        return await self._with_pause(work, len(WALKS) / self._share / ROLLUPS_PACE)
+        return await self._with_pause(work, 1 / self._share / ROLLUPS_PACE)
 
     async def _with_pause(self, work: Callable[[], Awaitable[Result]], times: float) -> Result:
         """Runs work, then pauses until `times` its duration has passed."""
@@ -162,6 +170,23 @@ class Pace:
             seconds = time.perf_counter() - started
         await asyncio.sleep(seconds * (times - 1))
         return result
+
+
+class Arrival:
+    """Expects when a walk reaches all ends, from its speed since the present look at the ledgers."""
+
+    def __init__(self) -> None:
+        self.begin(0)
+
+    def begin(self, entries: int) -> None:
+        """Begins with a number of entries that are left."""
+        self._left, self._done, self._began = entries, 0, time.monotonic()
+
+    def seconds(self, entries: int) -> float:
+        """Returns the expected time until the end, after more entries."""
+        self._done += entries
+        left = max(0, self._left - self._done)
+        return (time.monotonic() - self._began) * left / self._done if self._done else 0.0
 
 
 class Auditor:
@@ -183,6 +208,11 @@ class Auditor:
         self._policy_of = policy_of
         self._secrets = secrets
         self._pace = Pace(config.share)
+        self._run: dict[Walk, Callable[[Callable[[], Awaitable[Any]]], Awaitable[Any]]] = {
+            "full": self._pace.walk,
+            "newest": self._pace.follow,
+        }
+        self._arrival = Arrival()
         self._reported: dict[tuple[str, AuditKind], list[str]] = {}
         self._steps = 0
         self._positions = WalkPositions()
@@ -217,23 +247,31 @@ class Auditor:
     async def _walk(self, walk: Walk) -> None:
         outage = Outage(log, "audit", walk=walk)
         while True:
+            is_behind = False
             try:
-                await self._run_walk(walk, outage)
+                is_behind = await self._run_walk(walk, outage)
             except StoreFault as fault:
                 outage.note(fault)
-            await asyncio.sleep(CHECK_SECONDS)
+            await asyncio.sleep(0 if is_behind else CHECK_SECONDS)
 
-    async def _run_walk(self, walk: Walk, outage: Outage) -> None:
-        """Visits the ledgers that are due. A fault in one ledger does not affect the others."""
-        succeeded = True
-        for group in _groups(await self._pace.walk(lambda: self._due(walk))):
+    async def _run_walk(self, walk: Walk, outage: Outage) -> bool:
+        """Visits the ledgers that are due; returns whether some of them had more entries than one visit recomputes.
+
+        A fault in one ledger does not affect the others.
+        """
+        due = await self._run[walk](lambda: self._due(walk))
+        if walk == "full":
+            self._arrival.begin(sum(ledger.behind for ledger in due))
+        faults = 0
+        for group in _groups(due):
             for fault in await self._visit_all(group, walk):
                 outage.note(fault)
-                succeeded = False
-            if succeeded:
+                faults += 1
+            if not faults:
                 outage.over()
-        if succeeded:
+        if not faults:
             outage.over()
+        return not faults and any(ledger.behind > PART_ENTRIES * STRETCHES_PER_VISIT for ledger in due)
 
     async def _visit_all(self, group: Sequence[DueLedger], walk: Walk) -> list[StoreFault]:
         """Visits some ledgers together; after a fault halves the group until faulty ledgers are alone. Returns the faults."""
@@ -272,7 +310,7 @@ class Auditor:
         counts = {symbol: min(PART_ENTRIES, behind + GROWTH_ENTRIES) for symbol, behind in group}
         for _ in range(STRETCHES_PER_VISIT):
             owned = {symbol: count for symbol, count in counts.items() if self._owns(symbol)}
-            rest = await self._pace.walk(partial(self._follow_parts, owned, walk)) if owned else []
+            rest = await self._run[walk](partial(self._follow_parts, owned, walk)) if owned else []
             if not rest:
                 return
             counts = dict.fromkeys(rest, max(1, PART_ENTRIES // len(rest)))
@@ -291,6 +329,8 @@ class Auditor:
             else:
                 held.append(VerifiedPart(symbol, found.followed, part.ended))
         await self._keep(walk, held, differing)
+        if walk == "full":
+            self._metrics.remaining(self._arrival.seconds(sum(map(len, parts.values()))))
         return [one.symbol for one in held if not one.ended]
 
     async def _keep(self, walk: Walk, held: Sequence[VerifiedPart], differing: Sequence[str]) -> None:

@@ -15,8 +15,7 @@ import structlog
 from fundsvc.concurrency.background import PeriodicTask, keep_running
 from fundsvc.concurrency.exclusive import single_thread_executor
 from fundsvc.config.settings import Config
-from fundsvc.core.contracts import partition_of
-from fundsvc.engine.audit_loop import Auditor
+from fundsvc.engine.audit_process import AuditProcess
 from fundsvc.engine.heads import save_heads
 from fundsvc.engine.leases import HeldLeases, LeaseKeeper, Steps
 from fundsvc.engine.policy_proposals import Proposals
@@ -36,7 +35,7 @@ is not lost: the next owner settles it.
 """
 
 POOL_CONNECTIONS_MAX = 4
-"""One for the audit, one for slow queries, and two so that other periodic tasks do not wait for these."""
+"""One for the audit of pools, one for slow queries, and two so that other periodic tasks do not wait for these."""
 
 PEAK_SECONDS = 20.0
 """How often the highest balances of the last eight hours are computed. Few of them leave that window in this time."""
@@ -112,8 +111,8 @@ class Engine:
             secrets = self._config.ledger.secrets
             if secrets.current is None:
                 log.warning("accounts not hidden", engine=self.name)
-            auditor = Auditor(pool, self._config.audit, self._metrics, self._is_settled_here, self._config.policy.of, secrets)
-            auditing = tasks.create_task(keep_running("audit", auditor.run, log))
+            audit = AuditProcess(self._config, self._metrics, self._settled_here)
+            auditing = tasks.create_task(keep_running("audit", audit.run, log))
             updating_peaks = tasks.create_task(
                 PeriodicTask("peaks", PEAK_SECONDS, partial(self._update_peaks, Statistics(pool)), log).run()
             )
@@ -185,10 +184,9 @@ class Engine:
         """Returns the steps of each partition. The lease thread calls it."""
         return {partition: owned.session.steps for partition, owned in list(self._owned.items())}
 
-    def _is_settled_here(self, symbol: str) -> bool:
-        """Whether the session of the contract's partition runs in this engine."""
-        ownership = self._owned.get(partition_of(symbol, self._config.stream.partitions))
-        return ownership is not None and not ownership.task.done()
+    def _settled_here(self) -> frozenset[int]:
+        """Returns the partitions whose sessions run in this engine."""
+        return frozenset(number for number, owned in self._owned.items() if not owned.task.done())
 
     async def _update_peaks(self, statistics: Statistics) -> None:
         """Updates the metric of the highest balances; after a fault it keeps its values."""

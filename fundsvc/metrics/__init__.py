@@ -19,7 +19,7 @@ from fundsvc.core.events import Reason
 from fundsvc.core.fund.fullness import Target
 from fundsvc.core.fund.settlement import Fund
 from fundsvc.core.takeover import Exposure
-from fundsvc.metrics.audits import AUDIT_FAMILIES, AuditMetrics
+from fundsvc.metrics.audits import AUDIT_FAMILIES, AuditMetrics, AuditProgress
 from fundsvc.metrics.exposition import exposition, yielding
 from fundsvc.metrics.families import FUND_FAMILIES
 from fundsvc.metrics.funds import FundMetrics, FundView
@@ -126,7 +126,7 @@ class Metrics:
         )
         for limit in ("all", "client"):
             self.connections_refused.labels(limit)
-        self.audit_entries = Counter("fundsvc_audit_entries", "Ledger entries that the audit recomputed.", registry=registry)
+        self.audit_progress = AuditProgress(registry)
         requests = RequestMetrics(_SECONDS)
         registry.register(requests)
         self.answered = requests.answered
@@ -314,7 +314,11 @@ class Metrics:
 
     def recomputed(self, entries: int) -> None:
         """Counts entries that the audit recomputed."""
-        self.audit_entries.inc(entries)
+        self.audit_progress.entries.inc(entries)
+
+    def remaining(self, seconds: float) -> None:
+        """Shows the expected time until the audit from entry 1 has reached the ends of all ledgers."""
+        self.audit_progress.remaining.set(seconds)
 
     def add_pool(self, pool: Pool) -> None:
         """Includes a pool in the counts of database connections."""

@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from operator import attrgetter
 
+from prometheus_client import CollectorRegistry, Counter, Gauge
+
 from fundsvc.metrics.exposition import Family, labels_text
 
 
@@ -37,6 +39,18 @@ class AuditMetrics:
     def latest(self) -> float | None:
         """Returns when a walk last verified the end of the ledger."""
         return max(list(self.verified_at.values()), default=None)
+
+
+class AuditProgress:
+    """The progress of the audit over all contracts."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.entries = Counter("fundsvc_audit_entries", "Ledger entries that the audit recomputed.", registry=registry)
+        self.remaining = Gauge(
+            "fundsvc_audit_remaining_seconds",
+            "Expected time until the audit from entry 1 has reached the ends of all ledgers, at its speed; 0 at the ends.",
+            registry=registry,
+        )
 
 
 _LABEL: Callable[[AuditMetrics], str] = attrgetter("label")

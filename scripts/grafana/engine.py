@@ -256,9 +256,11 @@ def _audits() -> list[AnyPanel]:
     return [
         lines(
             "Oldest audits",
-            "Time since the last audit without a difference, for the ten contracts with the longest time.",
+            "Time since the last audit without a difference, for the ten contracts with the longest time, and until the"
+            " end of the walk from entry 1.",
             SECONDS,
             Query("topk(10, time() - max by (symbol) (fundsvc_audit_last_timestamp_seconds))", "{{symbol}}"),
+            Query("max(fundsvc_audit_remaining_seconds)", "until the end"),
             thresholds=limits.bad_from("AuditStale"),
             width=QUARTER,
         ),

@@ -212,7 +212,7 @@ async def follows_anew(audit):
 
 
 @pytest.mark.parametrize("share", [0.001, 0.05, 0.5])
-async def test_both_walks_together_stay_within_their_share(monkeypatch, share):
+async def test_full_walk_stays_within_its_share(monkeypatch, share):
     now, rested = 0.0, []
 
     async def work():
@@ -228,7 +228,19 @@ async def test_both_walks_together_stay_within_their_share(monkeypatch, share):
         patch.setattr("fundsvc.engine.audit_loop.asyncio.sleep", rest)
         for _ in range(3):
             await pace.walk(work)
-    assert 2 * now / (now + sum(rested)) == pytest.approx(share)
+    assert now / (now + sum(rested)) == pytest.approx(share)
+
+
+async def test_newest_walk_does_not_pause(monkeypatch):
+    rested = []
+
+    async def rest(seconds):
+        rested.append(seconds)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("fundsvc.engine.audit_loop.asyncio.sleep", rest)
+        await Pace(0.001).follow(lambda: rest(0))
+    assert rested == [0, 0]
 
 
 async def test_only_owned_contracts_are_audited(config, owner):

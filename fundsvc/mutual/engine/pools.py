@@ -13,6 +13,7 @@ from fundsvc.mutual.engine.audit import PoolAuditor
 from fundsvc.mutual.engine.session import PoolSession
 from fundsvc.mutual.engine.terms_proposals import TermsProposals
 from fundsvc.mutual.engine.unconfigured import UnconfiguredPools
+from fundsvc.store.audits import WALKS
 
 log = structlog.get_logger()
 
@@ -21,7 +22,7 @@ def pool_sessions(config: Config, metrics: Metrics) -> Companions:
     """Returns what creates the sessions of pools whose home an engine comes to own; warns of terms that can be farmed."""
     for name, warning in config.mutual.warnings.items():
         log.warning("terms can be farmed", pool=name, detail=warning)
-    proposals, pace = TermsProposals(), Pace(config.audit.share)
+    proposals, pace = TermsProposals(), Pace(config.audit.share / len(WALKS))
 
     def sessions(ownership: Ownership) -> Sequence[Companion]:
         homes = {name: partition_of(name, config.stream.partitions) for name in config.mutual.pools}
