@@ -271,7 +271,9 @@ async def _serving(
         of_pools = PoolResources(pools, mutual, MutualReader(exporting), exports)
         insured = InsuredResources(pools, mutual, MutualReader(exporting), exports)
         sizing = TargetResources(reader, Targets(pool), books, config.target.of)
-        adl = AdlResources(reader, ledger, books, tail, policy_of, config.queue.k_min)
+        adl = AdlResources(
+            reader, ledger, books, tail, policy_of, appraiser.rate, config.queue.k_min, AdlReader(exporting), exports
+        )
         venues = venue_endpoints(config.http.venues, cached.answers, funds.summary, adl, reader, Histories(pool), policy_of)
         async with (
             mutual_topics(pools, insured, mutual, metrics) as topics,

@@ -1,13 +1,15 @@
 """ADL: orders and their allocations, the queue, positions and reductions of accounts, and previews."""
 
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from functools import partial
 from typing import Any
 
 import msgspec
+from aiohttp import web
 from msgspec import UNSET
 
+from fundsvc.api.adl_answers.activity import ActivityAnswer, RateOf, activity_answers
 from fundsvc.api.adl_answers.instructions import InstructedOrderAnswer, instructed_order_answer
 from fundsvc.api.adl_answers.orders import ALLOCATIONS_MAX, AllocationAnswer, OrderAnswer, allocation_answer, order_answers
 from fundsvc.api.adl_answers.positions import (
@@ -28,11 +30,15 @@ from fundsvc.api.adl_answers.preview import (
 )
 from fundsvc.api.adl_answers.queue import QueueAnswer, queue_answer
 from fundsvc.api.answers import Page
+from fundsvc.api.csv_rows import CSV
+from fundsvc.api.exports import STREAMED_ROWS, Exports
 from fundsvc.api.http.access import ACCOUNT_READERS, Roles
-from fundsvc.api.http.application import Route, find_contract
+from fundsvc.api.http.application import Route, find_contract, query_parameters
 from fundsvc.api.http.errors import BadParameter, NotFound
 from fundsvc.api.http.parameters import (
+    AccountExportQuery,
     AccountQuery,
+    ActivityQuery,
     DeleveragedQuery,
     OrdersQuery,
     Parameters,
@@ -41,7 +47,9 @@ from fundsvc.api.http.parameters import (
     Query,
     RoundQuery,
     TakeoverPreviewBody,
+    read_query,
 )
+from fundsvc.api.http.routes import Endpoint, Media
 from fundsvc.api.http.slots import Slots
 from fundsvc.api.http.tokens import Caller
 from fundsvc.api.visibility import account_of, rough, visibility_of
@@ -85,18 +93,32 @@ class AdlResources:
         books: AdlBooks,
         tail: Tail,
         policy_of: Callable[[str], Policy],
+        rate_of: RateOf,
         k_min: int,
+        exporting: AdlReader,
+        exports: Exports,
     ) -> None:
         self._reader = reader
         self._ledger = ledger
         self._books = books
         self._tail = tail
         self._policy_of = policy_of
+        self._rate_of = rate_of
         self._k_min = k_min
+        self._exporting = exporting
+        self._exports = exports
         self._previews = Slots(PREVIEWS_MAX, CLIENT_PREVIEWS_MAX)
         self.routes = (
             Route("/api/v1/adl/positions", AccountQuery, self.positions, roles=ACCOUNT_READERS),
             Route("/api/v1/adl/deleveraged", DeleveragedQuery, self.deleveraged, roles=ACCOUNT_READERS),
+            Endpoint(
+                "/api/v1/adl/deleveraged.csv",
+                self.deleveraged_csv,
+                {200: Media(CSV)},
+                query=AccountExportQuery,
+                roles=ACCOUNT_READERS,
+            ),
+            Route("/api/v1/adl/activity", ActivityQuery, self.activity),
             Route("/api/v1/adl/{symbol}/orders", OrdersQuery, self.orders, token_optional=True),
             Route("/api/v1/adl/{symbol}/orders/{adl}", Query, self.order, roles=EXECUTORS),
             Route("/api/v1/adl/{symbol}/orders/{adl}/rounds/{round}", RoundQuery, self.round, token_optional=True),
@@ -192,6 +214,35 @@ class AdlResources:
         )
         shown = [numbered_reduction_answer(number, row, contracts[row.symbol]) for number, row in rows[: query.max_count]]
         return Page(data_list=shown, has_more=len(rows) > len(shown), as_of=as_of)
+
+    async def deleveraged_csv(self, request: web.Request, caller: Caller) -> web.StreamResponse:
+        """All reductions of an account as CSV, the oldest first.
+
+        The columns are the fields of `deleveraged`.
+        """
+        account = account_of(read_query(AccountExportQuery, query_parameters(request)).account, caller)
+        return await self._exports.send(request, "deleveraged", NumberedReductionAnswer, self._reductions(account))
+
+    async def _reductions(self, account: str) -> AsyncIterator[list[NumberedReductionAnswer]]:
+        """Yields the reductions of an account, in parts."""
+        after = 0
+        while account.isprintable():  # Settlement rejects events with another account.
+            rows = await self._exporting.reductions_page(account, count=STREAMED_ROWS, offset=after, forward=True)
+            contracts = {found.contract.symbol: found.contract for found in await self._reader.contracts()}
+            yield [numbered_reduction_answer(number, row, contracts[row.symbol]) for number, row in rows]
+            if len(rows) < STREAMED_ROWS:
+                return
+            after = rows[-1][0]
+
+    async def activity(self, query: ActivityQuery) -> list[ActivityAnswer]:
+        """The latest steps of the orders of all contracts: opened, further rounds, executions and ends, the newest first.
+
+        The answer covers the orders that changed last.
+        """
+        self._tail.check()
+        known = self._tail.contracts
+        orders = [order for order in await self._ledger.latest(query.max_count) if order.symbol in known]
+        return activity_answers(orders, await self._ledger.steps(orders), known, self._rate_of)[: query.max_count]
 
     async def preview(
         self, _query: Query, symbol: str, body: PreviewBody | TakeoverPreviewBody, caller: Caller

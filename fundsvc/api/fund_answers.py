@@ -9,12 +9,12 @@ from typing import cast
 from msgspec import UNSET, UnsetType, field
 
 from fundsvc.api.adl_answers.orders import OrderAnswer
-from fundsvc.api.answers import Answer, EntryAnswer
+from fundsvc.api.answers import Answer, EntryAnswer, milliseconds
 from fundsvc.api.valuation import EQUIVALENT_DECIMALS, in_usdt
 from fundsvc.core.contracts import Contract
 from fundsvc.core.generations import generation_of, public_symbol
 from fundsvc.core.numbers import format_units
-from fundsvc.store.reader import FundRow
+from fundsvc.store.reader import AuditRow, FundRow
 from fundsvc.store.statistics import Bucket, Chart, ChartBucket, CurrencyHistory, FundAt, Hour
 
 Candle = tuple[int, str, str, str, str, str, str, str, int]
@@ -105,6 +105,23 @@ class ChartAnswer(Answer, frozen=True):
     parts: list[ChartPart]
 
 
+class AuditAnswer(Answer, frozen=True, kw_only=True):
+    """What the background audit found in the ledger of a contract.
+
+    The audit recomputes every entry and every ADL record, and compares the results with the stored fund. `entry` is the last
+    entry that it recomputed, and `good` is true if it found no difference; null before the first part of an audit. `verifiedAt`
+    is the last time at which it reached the end of the ledger without a difference, `fullyVerifiedAt` the last time at which it
+    did so from entry 1 on. Both are null before that.
+    """
+
+    symbol: str
+    generation: int
+    good: bool | None
+    entry: int
+    verified_at: int | None
+    fully_verified_at: int | None
+
+
 class EntryDetailAnswer(Answer, frozen=True):
     """An entry, the hash of the previous entry, which its own hash covers, and the ADL order that it caused.
 
@@ -154,6 +171,20 @@ def summary_answer(funds: Iterable[FundRow], rate_of: Rated, ts: int, as_of: int
         total_usdt_reason="; ".join(reasons) or UNSET,
         ts=ts,
         as_of=as_of,
+    )
+
+
+def audit_answer(contract: Contract, walks: Sequence[AuditRow]) -> AuditAnswer:
+    """Returns the answer for the audit of a contract."""
+    generation = generation_of(contract.symbol)
+    ends = {walk.walk: milliseconds(walk.verified_at) for walk in walks if walk.verified_at}
+    return AuditAnswer(
+        symbol=generation.symbol,
+        generation=generation.number,
+        good=all(walk.good for walk in walks) if walks else None,
+        entry=max((walk.entry for walk in walks), default=0),
+        verified_at=max(ends.values(), default=None),
+        fully_verified_at=ends.get("full"),
     )
 
 

@@ -11,6 +11,7 @@ from fundsvc.api.answers import EntryAnswer, FundAnswer, Page, entry_answer, fun
 from fundsvc.api.csv_rows import CSV
 from fundsvc.api.exports import STREAMED_ROWS, Exports
 from fundsvc.api.fund_answers import (
+    AuditAnswer,
     Candle,
     ChartAnswer,
     CurrencyCandlesAnswer,
@@ -18,6 +19,7 @@ from fundsvc.api.fund_answers import (
     FundAtAnswer,
     FundHoursAnswer,
     SummaryAnswer,
+    audit_answer,
     candles,
     chart_answer,
     currency_candles_answer,
@@ -30,7 +32,7 @@ from fundsvc.api.http.errors import NotFound
 from fundsvc.api.http.parameters import CandlesQuery, ChartQuery, HistoryQuery, MomentQuery, Query, SpanQuery, read_query
 from fundsvc.api.http.routes import Endpoint, Media
 from fundsvc.api.http.tokens import Caller
-from fundsvc.api.policy_answers import FundPolicyAnswer, policy_answers
+from fundsvc.api.policy_answers import FundPolicyAnswer, PolicyVersionAnswer, policy_answers, policy_version_answers
 from fundsvc.api.valuation_inputs import Appraiser
 from fundsvc.api.visibility import PUBLIC, visibility_of
 from fundsvc.core.commitment import NO_SECRETS, Secrets
@@ -78,6 +80,8 @@ class FundResources:
             Route("/api/v1/summary/candles", CandlesQuery, self.summary_candles, cost=self.summary_cost),
             Route("/api/v1/summary/hours", Query, self.summary_hours, cost=self.summary_cost),
             Route("/api/v1/insurance-fund/{symbol}/at", MomentQuery, self.at),
+            Route("/api/v1/insurance-fund/{symbol}/audit", Query, self.audit),
+            Route("/api/v1/insurance-fund/{symbol}/policies", Query, self.policy_versions),
             Route("/api/v1/insurance-fund/{symbol}/candles", CandlesQuery, self.candles),
             Route("/api/v1/insurance-fund/{symbol}/chart", ChartQuery, self.chart),
             Route("/api/v1/insurance-fund/{symbol}/history", HistoryQuery, self.history),
@@ -134,6 +138,16 @@ class FundResources:
         self._tail.check_knows(query.ts)
         contract = (await find_contract(self._reader, symbol)).contract
         return fund_at_answer(contract, query.ts, await self._statistics.at(contract.symbol, query.ts))
+
+    async def audit(self, _query: Query, symbol: str) -> AuditAnswer:
+        """What the background audit found in the ledger of a contract, up to which entry, and when."""
+        contract = (await find_contract(self._reader, symbol)).contract
+        return audit_answer(contract, await self._reader.audits(contract.symbol))
+
+    async def policy_versions(self, _query: Query, symbol: str) -> list[PolicyVersionAnswer]:
+        """All policies that a contract had, by version, with the one in force last."""
+        contract = (await find_contract(self._reader, symbol)).contract
+        return policy_version_answers(await self._reader.policies_of(contract.symbol, self._policy_of))
 
     async def candles(self, query: CandlesQuery, symbol: str) -> list[Candle]:
         """The balance over time and the amounts that changed it, oldest first; at most 500 candles.

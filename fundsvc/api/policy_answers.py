@@ -1,7 +1,7 @@
 """The policies of funds for their readers, in fields and in words."""
 
-from collections.abc import Iterable
-from typing import Literal
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
 
 from fundsvc.api.answers import Answer
 from fundsvc.core.policy import DrawdownGuard, Policy
@@ -23,11 +23,10 @@ TAKEOVERS = {
 }
 
 
-class FundPolicyAnswer(Answer, frozen=True):
-    """A policy in force, and the contracts that have it. `words` explain it in English.
+class PolicyRules(Answer, frozen=True, kw_only=True):
+    """A policy. `words` explain it in English.
 
-    `guardStart` is the fall from the peak at which the drawdown guard starts, null without a guard. An order names in
-    `policyVersion` the version that it runs under.
+    `guardStart` is the fall from the peak at which the drawdown guard starts, null without a guard.
     """
 
     waterfall: Literal["fund_then_adl", "adl_then_fund"]
@@ -36,7 +35,26 @@ class FundPolicyAnswer(Answer, frozen=True):
     takeover: Literal["capacity", "adl", "fund"]
     guard_start: float | None
     words: str
+
+
+class FundPolicyAnswer(PolicyRules, frozen=True, kw_only=True):
+    """A policy in force, and the contracts that have it. `words` explain it in English.
+
+    `guardStart` is the fall from the peak at which the drawdown guard starts, null without a guard. An order names in
+    `policyVersion` the version that it runs under.
+    """
+
     symbols: list[str]
+
+
+class PolicyVersionAnswer(PolicyRules, frozen=True, kw_only=True):
+    """A policy that a contract has or had. `words` explain it in English.
+
+    `version` is the number that an ADL order names in `policyVersion`; 0 is the policy before the first recorded version.
+    `guardStart` is the fall from the peak at which the drawdown guard starts, null without a guard.
+    """
+
+    version: int
 
 
 def policy_answers(policies: Iterable[tuple[str, Policy]]) -> list[FundPolicyAnswer]:
@@ -44,10 +62,15 @@ def policy_answers(policies: Iterable[tuple[str, Policy]]) -> list[FundPolicyAns
     symbols: dict[Policy, list[str]] = {}
     for symbol, policy in policies:
         symbols.setdefault(policy, []).append(symbol)
-    return [_policy_answer(policy, having) for policy, having in symbols.items()]
+    return [FundPolicyAnswer(**_rules(policy), symbols=having) for policy, having in symbols.items()]
 
 
-def _policy_answer(policy: Policy, symbols: list[str]) -> FundPolicyAnswer:
+def policy_version_answers(versions: Mapping[int, Policy]) -> list[PolicyVersionAnswer]:
+    """Returns the answers for the policies of a contract, by version."""
+    return [PolicyVersionAnswer(**_rules(versions[number]), version=number) for number in sorted(versions)]
+
+
+def _rules(policy: Policy) -> dict[str, Any]:
     guard = policy.drawdown_guard
     sentences = (
         PAYERS[policy.waterfall],
@@ -55,15 +78,14 @@ def _policy_answer(policy: Policy, symbols: list[str]) -> FundPolicyAnswer:
         _guard_words(guard) if guard else "",
         TAKEOVERS[policy.takeover.mode],
     )
-    return FundPolicyAnswer(
-        waterfall=policy.waterfall,
-        eligible=policy.eligible,
-        allocation=policy.allocation,
-        takeover=policy.takeover.mode,
-        guard_start=guard.start if guard else None,
-        words=" ".join(filter(None, sentences)),
-        symbols=symbols,
-    )
+    return {
+        "waterfall": policy.waterfall,
+        "eligible": policy.eligible,
+        "allocation": policy.allocation,
+        "takeover": policy.takeover.mode,
+        "guard_start": guard.start if guard else None,
+        "words": " ".join(filter(None, sentences)),
+    }
 
 
 def _guard_words(guard: DrawdownGuard) -> str:

@@ -1,10 +1,11 @@
 /** The account view: positions and their ADL reductions. */
 
 import { contractAddress, entryAddress } from "./addresses.js";
-import { ApiError, get } from "./api.js";
+import { ApiError, download, get } from "./api.js";
 import { button, element } from "./dom.js";
 import { lights, moment, money, number, percent, rough } from "./format.js";
 import { announce } from "./notices.js";
+import { requestButton } from "./request_button.js";
 import { listTable, scroller } from "./table.js";
 import { connectionToken, removeStoredToken, storedAccount, storedToken, storeToken, tokenForm } from "./token.js";
 
@@ -110,7 +111,11 @@ class AccountView {
   }
 
   #read() {
-    return get("adl/positions", this.#account ? { account: this.#account } : {}, this.#token);
+    return get("adl/positions", this.#parameters, this.#token);
+  }
+
+  get #parameters() {
+    return this.#account ? { account: this.#account } : {};
   }
 
   #show(answer) {
@@ -123,6 +128,8 @@ class AccountView {
       this.owner,
       button("Remove the token", () => this.#removeToken(), { class: "quiet" }),
     );
+    const readFile = () => download("adl/deleveraged.csv", this.#parameters, this.#token, "adl-reductions.csv");
+    this.export = requestButton("CSV", readFile, { class: "quiet", title: "All reductions of this account" });
     this.content.replaceChildren(head, this.positions, this.deleveraged);
     if (answer) this.#draw(answer);
     const refreshVisible = () => document.hidden || this.#refresh();
@@ -163,7 +170,7 @@ class AccountView {
     this.#known = new Map(deleveraged.map((row) => [`${row.symbol} ${row.adl} ${row.round} ${row.side}`, row]));
     for (const [key, row] of known ? this.#known : []) {
       const more = BigInt(row.executed) - BigInt(known.get(key)?.executed ?? 0);
-      if (more) announce(`ADL reduced your ${row.symbol} ${row.side} by ${more} lots at ${row.price}`);
+      if (more) announce(`ADL reduced your ${row.symbol} ${row.side} by ${more} lots at ${row.price}`, { isOwn: true });
     }
   }
 
@@ -177,16 +184,17 @@ class AccountView {
       DELEVERAGED_COLUMNS,
       deleveraged,
       "ADL has not reduced a position of this account.",
+      this.export,
     );
   }
 }
 
 /** Replaces a table and keeps its scroll position. */
-function drawTable(panel, title, columns, rows, empty) {
+function drawTable(panel, title, columns, rows, empty, ...controls) {
   const table = listTable(columns, rows, { words: WORDS, empty, cards: true });
   const old = panel.querySelector("table");
   if (old) old.replaceWith(table);
-  else panel.replaceChildren(element("div", { class: "head" }, element("h2", {}, title)), scroller(title, table));
+  else panel.replaceChildren(element("div", { class: "head" }, element("h2", {}, title), ...controls), scroller(title, table));
 }
 
 /** Shows the account view in `root`. Returns a function that closes it. */

@@ -26,7 +26,8 @@ export class ApiError extends Error {
 const SMALL = new Set(
   (
     "ts oldestTs updatedAt recordedAt entryTs entry cause closes adl round rank ranked lights toLights positions contracts " +
-    "at cycle cycles nextCutoff policy waitingUntil sharesFrom expiresAt termsVersion"
+    "at cycle cycles nextCutoff policy waitingUntil sharesFrom expiresAt termsVersion policyVersion version fromRank toRank " +
+    "verifiedAt"
   ).split(" "),
 );
 
@@ -48,17 +49,45 @@ export function post(path, token = null) {
   return send("POST", path, {}, token);
 }
 
+/** Reads a file at a path under /api/v1 and hands it to the browser under a name. Throws ApiError. */
+export async function download(path, parameters, token, name) {
+  const file = await (await request("GET", path, parameters, token)).blob();
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(file);
+  link.download = name;
+  link.click();
+  URL.revokeObjectURL(link.href);
+}
+
 async function send(method, path, parameters, token) {
+  const response = await request(method, path, parameters, token);
+  return (await contentOf(response)).data;
+}
+
+/** Returns the answer to a request. Throws ApiError for an answer that is an error. */
+async function request(method, path, parameters, token) {
   const url = new URL(`api/v1/${path}`, document.baseURI);
   url.search = new URLSearchParams(parameters);
   const headers = token ? { Authorization: `Bearer ${token}` } : {};
-  let response, body;
+  let response;
   try {
     response = await fetch(url, { method, headers, cache: "no-store" });
-    body = parse(await response.text());
   } catch (error) {
-    throw new ApiError(response?.status ?? 0, "", `the service does not answer (${error.message})`);
+    throw unanswered(0, error);
   }
-  if (!response.ok) throw new ApiError(response.status, body.code, body.msg);
-  return body.data;
+  if (response.ok) return response;
+  const { code, msg } = await contentOf(response);
+  throw new ApiError(response.status, code, msg);
+}
+
+async function contentOf(response) {
+  try {
+    return parse(await response.text());
+  } catch (error) {
+    throw unanswered(response.status, error);
+  }
+}
+
+function unanswered(status, error) {
+  return new ApiError(status, "", `the service does not answer (${error.message})`);
 }

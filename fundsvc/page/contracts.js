@@ -1,5 +1,6 @@
 /** The list of all contracts, sorted and filtered, with totals by currency, also over time. */
 
+import { showActivity } from "./activity.js";
 import { arrange, element } from "./dom.js";
 import { FUND_STATES, fundState, short, sumDecimals } from "./format.js";
 import { COLUMNS, Row, sideOf, Widths } from "./rows.js";
@@ -36,8 +37,10 @@ class ContractsView {
     this.widths = new Widths(this.table);
     this.empty = element("p", { class: "none" });
     const heading = element("h1", { class: "hidden", tabindex: "-1" }, "Contracts");
+    this.activity = element("section", { class: "panel activity" });
     this.history = element("section", { class: "panel history" });
-    root.append(heading, this.totals, this.#toolbar(), scroller("Contracts", this.table, this.empty), this.history);
+    const list = scroller("Contracts", this.table, this.empty);
+    root.append(heading, this.totals, this.#toolbar(), list, this.activity, this.history);
     this.#showSort();
   }
 
@@ -188,7 +191,7 @@ export function showContracts(root, { market }) {
   const view = new ContractsView(root, market);
   const unlisten = market.listen(() => view.draw());
   const hours = setInterval(market.readHours, HOURS_MS);
-  const endTotals = showTotals(view.history);
+  const ends = [showActivity(view.activity, market), showTotals(view.history)];
   market.readHours();
   const shortcut = (event) => {
     if (event.key !== "/" || event.target.matches("input, select, textarea")) return;
@@ -199,7 +202,7 @@ export function showContracts(root, { market }) {
   return () => {
     unlisten();
     clearInterval(hours);
-    endTotals();
+    ends.forEach((end) => end());
     document.removeEventListener("keydown", shortcut);
   };
 }

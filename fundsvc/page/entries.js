@@ -2,6 +2,7 @@
 
 import { entryAddress, fundPath } from "./addresses.js";
 import { get } from "./api.js";
+import { showAudit } from "./audit.js";
 import { requestButton } from "./request_button.js";
 import { button, element, perPulse } from "./dom.js";
 import { moment, number } from "./format.js";
@@ -51,7 +52,8 @@ class EntryList {
     const verify = requestButton("Verify", () => this.#verify(), { class: "quiet", title: "Recompute the hashes of the entries" });
     const title = element("div", { class: "head" }, element("h2", {}, "Entries"), this.waiting, verify, whole);
     this.proof = element("p", { class: "proof", role: "status" });
-    root.append(title, this.proof, this.problem, this.scroller);
+    this.audit = element("p", { class: "note audit" });
+    root.append(title, this.audit, this.proof, this.problem, this.scroller);
   }
 
   /** Reads the entries after the newest known one, or the newest page if they are too many. Returns `after` to subscribe with. */
@@ -235,5 +237,6 @@ export function showEntries(root, feed, symbol, observer) {
   const list = new EntryList(root, symbol, observer);
   list.resume().catch((error) => list.showProblem(error.message));
   const receive = (_subject, entry) => list.add(entry);
-  return feed.subscribe(`/insuranceFund/entry:${symbol}`, { receive, resume: list.resume });
+  const ends = [showAudit(list.audit, symbol), feed.subscribe(`/insuranceFund/entry:${symbol}`, { receive, resume: list.resume })];
+  return () => ends.forEach((end) => end());
 }

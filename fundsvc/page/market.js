@@ -9,6 +9,9 @@ import { perPulse } from "./dom.js";
 /** The service recalculates changes and targets every 20 s. */
 const REFRESH_MS = 30_000;
 
+/** The states of a fund whose ADL orders may move. */
+const IN_ADL = new Set(["adl", "uncovered"]);
+
 export class Market {
   #feed;
   #listeners = new Set();
@@ -26,6 +29,9 @@ export class Market {
    * the symbol, @ and its generation. The `condition` of a fund is its state, or "closed"; its `policy` is null while unknown.
    */
   funds = null;
+
+  /** How many changes were published of funds with an open or failed ADL order. The orders of others do not move. */
+  moves = 0;
 
   /** Why the funds are not loaded. */
   problem = "";
@@ -88,6 +94,7 @@ export class Market {
   #change(fund) {
     this.#changed.set(keyOf(fund), fund);
     const before = this.funds?.get(fund.symbol);
+    if (IN_ADL.has(fund.state) || IN_ADL.has(before?.state)) this.moves++;
     if (before?.generation === fund.generation) this.funds.set(fund.symbol, this.#named(fund, fund.symbol));
     else if (this.funds) this.#replace([...this.funds.values(), fund]);
     this.#notify();

@@ -1,4 +1,7 @@
-/** Notices: shown for some seconds and kept in a list. */
+/**
+ * Notices: shown for some seconds and kept in a list, which survives a reload. Those about contracts stay in the browser, those
+ * about an account stay in this tab, until its token is removed.
+ */
 
 import { button, element, perPulse } from "./dom.js";
 import { moment } from "./format.js";
@@ -7,38 +10,73 @@ import { moment } from "./format.js";
 const SHOWN_MAX = 4;
 const SHOWN_MS = 8000;
 
-/** The notices that a long open page keeps. */
+/** The notices that each storage keeps. */
 const KEPT_MAX = 200;
 
-const kept = [];
+/** Two tabs announce the same about a contract at about the same time. */
+const SAME_MS = 10_000;
+
+const KEY = "notices";
 
 /** Notices that are not shown yet. */
 const fresh = [];
 
-/** Shows a notice for some seconds or until newer ones replace it, also to screen readers, and adds it to the list. */
-export function announce(text) {
-  fresh.push(text);
-  kept.unshift({ ts: Date.now(), text });
-  kept.splice(KEPT_MAX);
+/**
+ * Shows a notice for some seconds or until newer ones replace it, also to screen readers, and adds it to the list. `isOwn` is true
+ * for a notice about the account of the token.
+ */
+export function announce(text, { isOwn = false } = {}) {
+  fresh.push({ ts: Date.now(), text, isOwn });
   show();
+}
+
+/** Removes the notices about the account of the token. */
+export function forgetOwnNotices() {
+  sessionStorage.removeItem(KEY);
+  draw();
+}
+
+/** Returns the kept notices of a storage, newest first. */
+function stored(storage) {
+  try {
+    const notices = JSON.parse(storage.getItem(KEY)) ?? [];
+    return notices.filter(({ ts, text }) => Number.isFinite(ts) && typeof text === "string");
+  } catch {
+    return []; // Another program wrote there.
+  }
+}
+
+function store(storage, added) {
+  if (!added.length) return;
+  const kept = stored(storage);
+  const isNew = ({ ts, text }) => !kept.some((known) => known.text === text && ts - known.ts < SAME_MS);
+  storage.setItem(KEY, JSON.stringify([...added.filter(isNew).reverse(), ...kept].slice(0, KEPT_MAX)));
+}
+
+function kept() {
+  return [...stored(localStorage), ...stored(sessionStorage)].sort((a, b) => b.ts - a.ts);
 }
 
 const show = perPulse(() => {
   const shown = document.getElementById("notices");
-  const added = fresh.splice(0).slice(-SHOWN_MAX).map((text) => element("p", {}, text));
+  const notices = fresh.splice(0);
+  store(localStorage, notices.filter(({ isOwn }) => !isOwn));
+  store(sessionStorage, notices.filter(({ isOwn }) => isOwn));
+  const added = notices.slice(-SHOWN_MAX).map(({ text }) => element("p", {}, text));
   // All are inserted again: to move the earlier ones would shift what the reader looks at, which browsers count as instability.
   shown.replaceChildren(...[...shown.children, ...added].slice(-SHOWN_MAX));
   setTimeout(() => added.forEach((notice) => notice.remove()), SHOWN_MS);
-  const opener = document.getElementById("past");
-  opener.hidden = false;
-  opener.textContent = `Notices (${kept.length})`;
   draw();
 });
 
 function draw() {
   const dialog = document.getElementById("past-notices");
-  const lines = kept.map(({ ts, text }) => element("li", {}, moment(ts), " ", text));
-  if (dialog.open) dialog.querySelector("ol").replaceChildren(...lines);
+  const opener = document.getElementById("past");
+  const notices = kept();
+  opener.hidden = !notices.length;
+  opener.textContent = `Notices (${notices.length})`;
+  const lines = () => notices.map(({ ts, text }) => element("li", {}, moment(ts), " ", text));
+  if (dialog.open) dialog.querySelector("ol").replaceChildren(...lines());
 }
 
 /** Connects the button in the header to the list of notices, newest first. */
@@ -54,4 +92,5 @@ export function keepNotices() {
     dialog.showModal();
     draw();
   });
+  draw();
 }

@@ -1,7 +1,7 @@
 /** The ADL orders of a contract: amounts needed and taken, and the allocations of each round by rank. */
 
-import { entryAddress } from "./addresses.js";
-import { get } from "./api.js";
+import { entryAddress, fundPath } from "./addresses.js";
+import { ApiError, get } from "./api.js";
 import { requestButton } from "./request_button.js";
 import { arrange, element, perPulse } from "./dom.js";
 import { lights, moment, number, rough } from "./format.js";
@@ -43,6 +43,7 @@ export function orderSummary(order) {
     ...(ORIGINS[order.origin] ? [element("span", { class: "origin" }, ORIGINS[order.origin])] : []),
     element("span", {}, `${order.reduce}s reduced at `, number(order.price)),
     causeLink(order),
+    element("span", { class: "note", title: order.policyWords ?? null }, `policy version ${order.policyVersion}`),
     moment(order.ts),
   ];
   const list = Object.entries(quantities(order)).map(([name, value]) =>
@@ -95,7 +96,7 @@ function roundTable(order, round) {
   const text = `Round ${round.round}, mark price ${round.markPrice}: about ${round.executed} of ${round.asked} lots executed, ${round.positions} positions`;
   const table = (rows) => listTable(ALLOCATION_COLUMNS, rows, { words: ["Lights"] });
   const rows = scroller(text, table(round.allocations));
-  const made = element("section", {}, element("h4", {}, text), rows);
+  const made = element("section", {}, element("h4", {}, text), ...round.promised.map(promisedTo), rows);
   if (round.positions <= round.allocations.length) return made;
   const more = requestButton(`All ${round.positions} positions`, async () => {
     rows.replaceChildren(table(await allAllocations(order, round.round)));
@@ -103,6 +104,12 @@ function roundTable(order, round) {
   });
   made.append(more);
   return made;
+}
+
+/** Says why a round does not begin at rank 1. */
+function promisedTo({ adl, fromRank, toRank }) {
+  const ranks = fromRank === toRank ? `Rank ${fromRank} was` : `Ranks ${fromRank} to ${toRank} were`;
+  return element("p", { class: "note" }, `${ranks} promised to ADL ${adl}.`);
 }
 
 async function allAllocations({ symbol, adl }, round) {
@@ -123,9 +130,10 @@ class OrderItem {
   constructor() {
     this.summary = element("div", {});
     this.rounds = element("div", {});
+    this.policy = element("p", { class: "note" });
     this.title = element("h3", {});
     this.label = element("summary", {});
-    this.details = element("details", { toggle: () => this.#drawRounds() }, this.label, this.rounds);
+    this.details = element("details", { toggle: () => this.#drawRounds() }, this.label, this.policy, this.rounds);
     this.element = element("article", { class: "order" }, this.title, this.summary, this.details);
   }
 
@@ -135,6 +143,7 @@ class OrderItem {
     this.element.dataset.adl = order.adl;
     this.title.textContent = `ADL ${order.adl}`;
     this.summary.replaceChildren(orderSummary(order));
+    this.policy.textContent = order.policyWords ? `Policy version ${order.policyVersion}: ${order.policyWords}` : "";
     const count = order.rounds.length;
     this.label.textContent = count
       ? `${count} ${count === 1 ? "round" : "rounds"} with allocations`
@@ -151,6 +160,9 @@ class OrderList {
   #symbol;
   #orders = new Map();
   #items = new Map();
+
+  /** The policies of the contract in words, by version. */
+  #policies = new Map();
 
   /** "Older orders" loads those before this number. Open orders may be shown that are older than it. */
   #before = 0;
@@ -171,6 +183,20 @@ class OrderList {
     return {};
   };
 
+  /** Reads the policies again if an order names an unknown version, and draws the orders with them. */
+  #learnPolicies = async () => {
+    const orders = [...this.#orders.values()];
+    if (orders.every(({ policyVersion }) => this.#policies.has(policyVersion))) return;
+    try {
+      const policies = await get(`${fundPath(this.#symbol)}/policies`);
+      this.#policies = new Map(policies.map(({ version, words }) => [version, words]));
+      for (const order of orders) if (this.#orders.get(order.adl) === order) this.#orders.set(order.adl, this.#named(order));
+      this.#draw();
+    } catch (error) {
+      if (!(error instanceof ApiError)) throw error; // The orders show the number of the version alone.
+    }
+  };
+
   /** Shows why the orders are missing. */
   showProblem(problem) {
     this.list.replaceChildren(element("p", { class: "problem" }, problem));
@@ -185,6 +211,7 @@ class OrderList {
     this.#before = dataList.at(-1)?.adl ?? 0;
     this.older.hidden = !hasMore;
     this.#draw();
+    this.#learnPolicies();
   }
 
   /** Updates an order that began, advanced or ended, and shows a notice of a new order or state. */
@@ -197,11 +224,15 @@ class OrderList {
       announce(`ADL ${order.adl} of ${order.symbol}: ${order.lotsNeeded} lots of ${order.reduce} positions must be reduced`);
     else if (before && before.state !== order.state) announce(`ADL ${order.adl} of ${order.symbol} is ${order.state}`);
     this.#draw();
+    if (isNew) this.#learnPolicies();
   };
 
-  /** Returns an order with the name of the contract of this view, which may be an earlier generation of the symbol. */
+  /**
+   * Returns an order with the words of its policy, and with the name of the contract of this view, which may be an earlier
+   * generation of the symbol.
+   */
   #named(order) {
-    return { ...order, symbol: this.#symbol };
+    return { ...order, symbol: this.#symbol, policyWords: this.#policies.get(order.policyVersion) };
   }
 
   /** Removes the oldest order that has ended, if there is one. */

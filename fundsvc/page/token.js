@@ -1,6 +1,7 @@
 /** The access token of this tab, and the form for it. The token stays in this tab and is only sent as a header. */
 
 import { element } from "./dom.js";
+import { forgetOwnNotices } from "./notices.js";
 
 const KEY = "token";
 const ACCOUNT_KEY = "account";
@@ -27,8 +28,9 @@ export function connectionToken() {
   return token && claims(token).role === "trader" ? token : null;
 }
 
-/** Removes the token from this tab. */
+/** Removes the token from this tab, and the notices about its account. */
 export function removeStoredToken() {
+  forgetOwnNotices();
   sessionStorage.removeItem(KEY);
   sessionStorage.removeItem(ACCOUNT_KEY);
 }

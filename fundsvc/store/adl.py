@@ -6,7 +6,7 @@ from itertools import islice
 from typing import Any, NamedTuple
 
 from fundsvc.core.adl.order import POSITIONS_PER_RECORD_MAX, AdlOrder, Origin, Reduced, RoundTerms, State
-from fundsvc.core.adl.records import reduced_of, terms_of
+from fundsvc.core.adl.records import RecordKind, reduced_of, terms_of
 from fundsvc.core.adl.valuation import SideName
 from fundsvc.core.batch import EventPlace, Offset, StoredBook
 from fundsvc.core.fund.inventory import TrancheState
@@ -59,8 +59,30 @@ class AllocationRow(NamedTuple):
     account: str
 
 
+class Promised(NamedTuple):
+    """The ranks that another order requested in its open round when a round began: the best and the worst."""
+
+    adl: int
+    first: int
+    last: int
+
+
+class RoundStep(NamedTuple):
+    """The records of one kind in a round of an order: the time of the last one (ms), and the sum of their lots."""
+
+    symbol: str
+    adl: int
+    round: int
+    kind: RecordKind
+    ts: int
+    lots: int
+
+
 class RoundRow(NamedTuple):
-    """A round of an order: totals over all positions, and the first allocations by rank."""
+    """A round of an order: totals over all positions, the first allocations by rank, and what other orders requested.
+
+    `promised` is empty if the round begins at rank 1.
+    """
 
     adl: int
     round: int
@@ -70,6 +92,7 @@ class RoundRow(NamedTuple):
     requested: int
     executed: int
     allocations: list[AllocationRow]
+    promised: list[Promised]
 
 
 class ReductionRow(NamedTuple):
@@ -183,6 +206,15 @@ class AdlReader:
             rows = await self._fetch("orders_descending", symbol, 1, INT64_MAX if offset is None else offset - 1, state, count)
         return [OrderRow(*row) for row in rows]
 
+    async def latest(self, count: int) -> list[OrderRow]:
+        """Returns the `count` orders of all contracts that changed last, of each contract's last `count`; the last first."""
+        return [OrderRow(*row) for row in await self._fetch("orders_latest", count)]
+
+    async def steps(self, orders: Sequence[OrderRow]) -> list[RoundStep]:
+        """Returns the steps of some orders by order and round, in their order."""
+        rows = await self._fetch("order_steps", [order.symbol for order in orders], [order.adl for order in orders])
+        return [RoundStep(*row) for row in rows]
+
     async def rounds(self, symbol: str, orders: Sequence[int], allocations_max: int) -> list[RoundRow]:
         """Returns the rounds of these orders by order and number, each with its first `allocations_max` allocations."""
         rows = await self._fetch("rounds", symbol, orders)
@@ -190,6 +222,7 @@ class AdlReader:
         shown = {account for one in terms.values() for account in one.accounts[:allocations_max]}
         totals = {(row["adl"], row["round"]): row["executed"] for row in await self._fetch("executed_rounds", symbol, orders)}
         executed = await self._executed(symbol, orders, shown)
+        promised = await self._promised(symbol, orders)
         return [
             RoundRow(
                 *key,
@@ -199,9 +232,19 @@ class AdlReader:
                 one.lots_requested,
                 totals.get(key, 0),
                 list(islice(allocation_rows(one, executed.get(key, {})), allocations_max)),
+                promised.get(key, []),
             )
             for key, one in terms.items()
         ]
+
+    async def _promised(self, symbol: str, orders: Sequence[int]) -> dict[tuple[int, int], list[Promised]]:
+        """Returns what other orders requested when the rounds of orders began, by order and round."""
+        found: dict[tuple[int, int], list[Promised]] = {}
+        for row in await self._fetch("rounds_promised", symbol, orders):
+            ranks = terms_of(row["kind"], row["body"]).ranks
+            if ranks:
+                found.setdefault((row["adl"], row["round"]), []).append(Promised(row["other"], row["first_rank"], ranks[-1]))
+        return found
 
     async def round_after(self, symbol: str, adl: int, number: int, rank: int, count: int) -> list[AllocationRow]:
         """Returns up to `count` allocations of a round of an order, by rank, after `rank`."""

@@ -787,6 +787,49 @@ SELECT symbol, adl, cause, reduce, lots, price, deficit, deficit_lots, uncovered
        acknowledged, policy_version, origin, unwound
 FROM adl_orders WHERE symbol = $1 AND adl BETWEEN $2 AND $3 AND ($4::text IS NULL OR state = $4) ORDER BY adl DESC LIMIT $5;
 
+-- name: orders_latest
+-- The $1 orders of all contracts that changed last, among the last $1 of each contract. Only contracts whose last order is among the
+-- $1 that changed last are read further, so the cost depends on the number of contracts and not on that of orders.
+SELECT o.symbol, o.adl, o.cause, o.reduce, o.lots, o.price, o.deficit, o.deficit_lots, o.uncovered, o.recovered, o.executed,
+       o.state, o.round, o.ts, o.updated_at, o.acknowledged, o.policy_version, o.origin, o.unwound
+FROM (
+    SELECT c.symbol FROM contracts c CROSS JOIN LATERAL (
+        SELECT updated_at FROM adl_orders x WHERE x.symbol = c.symbol ORDER BY x.adl DESC LIMIT 1
+    ) n
+    ORDER BY n.updated_at DESC, c.symbol LIMIT $1
+) k
+CROSS JOIN LATERAL (SELECT * FROM adl_orders x WHERE x.symbol = k.symbol ORDER BY x.adl DESC LIMIT $1) o
+ORDER BY o.updated_at DESC, o.symbol, o.adl DESC LIMIT $1;
+
+-- name: order_steps
+-- The records of some orders by round and kind: the time of the last one, and the sum of their lots. Without those of further positions.
+SELECT r.symbol, r.adl, r.round, r.kind, max(r.ts) AS ts, sum(r.lots)::bigint AS lots
+FROM unnest($1::text[], $2::bigint[]) AS k (symbol, adl) JOIN adl_records r USING (symbol, adl)
+WHERE r.kind <> 'part' GROUP BY r.symbol, r.adl, r.round, r.kind ORDER BY r.symbol, r.adl, r.round, max(r.record);
+
+-- name: rounds_promised
+-- The rounds of some orders that do not begin at rank 1, each with the rounds of other orders of the side that were open when it
+-- began and that begin at a better rank: the last record of such a round, and its best rank. Of the hundred orders before and after.
+SELECT r.adl, r.round, o.adl AS other, p.kind, p.body, f.first_rank
+FROM adl_records r
+JOIN adl_orders b ON b.symbol = r.symbol AND b.adl = r.adl
+JOIN adl_orders o ON o.symbol = r.symbol AND o.adl BETWEEN r.adl - 100 AND r.adl + 100 AND o.adl <> r.adl AND o.reduce = b.reduce
+    AND (o.state = 'open' OR o.updated_at >= r.recorded_at)
+CROSS JOIN LATERAL (
+    SELECT x.kind, x.body, x.round FROM adl_records x
+    WHERE x.symbol = r.symbol AND x.adl = o.adl AND x.kind IN ('order', 'round', 'part') AND x.record < r.record
+    ORDER BY x.record DESC LIMIT 1
+) p
+CROSS JOIN LATERAL (
+    SELECT min(x.first_rank) AS first_rank FROM adl_records x
+    WHERE x.symbol = r.symbol AND x.adl = o.adl AND x.round = p.round AND x.record < r.record
+) f
+WHERE r.symbol = $1 AND r.adl = ANY ($2) AND r.kind IN ('order', 'round') AND r.first_rank > 1 AND f.first_rank < r.first_rank
+  AND (o.state = 'open' OR EXISTS (
+      SELECT FROM adl_records x WHERE x.symbol = r.symbol AND x.adl = o.adl AND x.record > r.record
+  ))
+ORDER BY r.adl, r.round, o.adl;
+
 -- name: rounds
 -- The record that began each round of some orders. It contains the first positions by rank.
 SELECT adl, round, kind, body FROM adl_records
@@ -1002,6 +1045,10 @@ SELECT symbol, coalesce(f.entry, 0) AS entry FROM known LEFT JOIN funds f USING 
 -- The progress of walks through the ledgers, and the time since each last verified an end without a difference.
 SELECT symbol, entry, good, extract(epoch FROM clock_timestamp() - verified_at)::float8 AS age_seconds
 FROM audit_progress WHERE walk = $1;
+
+-- name: audit_of
+-- The walks through the ledger of a contract.
+SELECT walk, entry, good, verified_at FROM audit_progress WHERE symbol = $1;
 
 -- name: audit_checkpoints
 SELECT symbol, entry, seq, balance, uncovered, repaid, head, outstanding, recovered, record, adl, adl_head, state

@@ -1,7 +1,7 @@
 """Reads contracts, funds, entries, rates, policies and partitions through a pool."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import Any, NamedTuple
@@ -15,11 +15,11 @@ from fundsvc.core.fund.chain import Kind
 from fundsvc.core.fund.settlement import Closing
 from fundsvc.core.generations import named_generation
 from fundsvc.core.numbers import INT64_MAX
-from fundsvc.core.policy import Policies, SavedGuard
+from fundsvc.core.policy import Policies, Policy, SavedGuard
 from fundsvc.core.sequences import Facts
 from fundsvc.core.times import AHEAD_SECONDS_MAX
 from fundsvc.store.database import SQL, Pool, acquired, faults
-from fundsvc.store.policies import policies_from
+from fundsvc.store.policies import policies_from, policies_of
 from fundsvc.store.schema import is_outdated, newest_revision
 from fundsvc.store.sequences import facts_of
 from fundsvc.store.writer import closing_from, contract_from, saved_guard_from
@@ -146,6 +146,15 @@ class NotReady(Exception):
         self.public_text = public_text
 
 
+class AuditRow(NamedTuple):
+    """A walk through a ledger: its last verified entry, whether it found no difference, and when it last reached the end."""
+
+    walk: str
+    entry: int
+    good: bool
+    verified_at: datetime | None
+
+
 class Reader:
     """Reads the ledger. Every method raises StoreFault if the database is unreachable."""
 
@@ -221,6 +230,14 @@ class Reader:
     async def policies(self) -> dict[int, Policies]:
         """Returns the policies in force, by partition, where any are recorded."""
         return {row["partition"]: policies_from(row) for row in await self._fetch("present_policies")}
+
+    async def policies_of(self, symbol: str, configured: Callable[[str], Policy]) -> dict[int, Policy]:
+        """Returns all recorded policies of a contract, by version; see `policies.policies_of`."""
+        return (await policies_of(self._pool, [symbol], configured))[symbol]
+
+    async def audits(self, symbol: str) -> list[AuditRow]:
+        """Returns the walks of the background audit through the ledger of a contract; none before the first part of one."""
+        return [AuditRow(*row) for row in await self._fetch("audit_of", symbol)]
 
     async def partitions(self) -> list[PartitionRow]:
         """Returns all partitions by number."""

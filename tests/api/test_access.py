@@ -22,6 +22,7 @@ CONNECTING = "/ws"
 PRIVATE = {
     ("GET", "/api/v1/adl/positions"): {"trader", "risk"},
     ("GET", "/api/v1/adl/deleveraged"): {"trader", "risk"},
+    ("GET", "/api/v1/adl/deleveraged.csv"): {"trader", "risk"},
     ("GET", "/api/v1/adl/{symbol}/orders/{adl}"): {"engine", "risk"},
     ("POST", "/api/v1/adl/{symbol}/preview"): {"trader", "risk"},
     ("GET", "/api/v1/mutual/account"): {"trader", "risk"},
@@ -47,6 +48,7 @@ IN_PATH = {"symbol": SYMBOL, "adl": "1", "round": "1", "entry": "1", "settle": "
 QUERIES = {
     "/api/v1/adl/positions": {"account": "secret-anna"},
     "/api/v1/adl/deleveraged": {"account": "secret-anna"},
+    "/api/v1/adl/deleveraged.csv": {"account": "secret-anna"},
     "/api/v1/mutual/account": {"account": "secret-anna"},
     "/api/v1/mutual/account/policies": {"account": "secret-anna"},
     "/api/v1/mutual/account/statement": {"account": "secret-anna"},

@@ -133,7 +133,8 @@ async def test_order_shows_need_allocations_and_result(world):
         "ts": TS,
     }
     allocations = round_.pop("allocations")
-    assert round_ == {"round": 1, "markPrice": "39000", "isStale": False, "positions": 4, "asked": 100, "executed": 0}
+    counts = {"positions": 4, "asked": 100, "executed": 0}
+    assert round_ == {"round": 1, "markPrice": "39000", "isStale": False, "promised": [], **counts}
     # shorts entered at 41000, 40500, 39200 and 39500, closed at 39000, beside their margins
     assert [allocation["equityAtPrice"] for allocation in allocations] == ["110", "55", "2", "200"]
     assert [(allocation["rank"], allocation["asked"], allocation["lots"]) for allocation in allocations] == [

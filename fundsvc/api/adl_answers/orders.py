@@ -37,11 +37,22 @@ class AllocationAnswer(Inputs, frozen=True, kw_only=True):
     account: str | UnsetType = UNSET
 
 
+class PromisedAnswer(Answer, frozen=True):
+    """The ranks that order `adl` had requested when it began its own round, from the best to the worst."""
+
+    adl: int
+    from_rank: int
+    to_rank: int
+
+
 class RoundAnswer(Answer, frozen=True):
     """A round: the number of its positions, their allocated and executed lots, and the first allocations by rank.
 
     The path of the round shows all allocations. `asked` and `executed` are rounded to two significant digits, except for risk,
     because in a round of few positions they would reveal those of one. `isStale` is true if the round used a stale book.
+
+    `promised` explains a round that does not begin at rank 1: the open rounds of other orders whose lots no other order may
+    request. It is empty if there were none.
     """
 
     round: int
@@ -50,6 +61,7 @@ class RoundAnswer(Answer, frozen=True):
     positions: int
     asked: int
     executed: int
+    promised: list[PromisedAnswer]
     allocations: list[AllocationAnswer]
 
 
@@ -145,6 +157,7 @@ def _round_answer(row: RoundRow, order: OrderRow, contract: Contract, visibility
         positions=row.positions,
         asked=row.requested if visibility.all_accounts else rough(row.requested),
         executed=row.executed if visibility.all_accounts else rough(row.executed),
+        promised=[PromisedAnswer(*one) for one in row.promised],
         allocations=[
             allocation_answer(allocation, order.reduce, order.price, contract, visibility) for allocation in row.allocations
         ],

@@ -28,6 +28,9 @@ PAGE_ENTRIES_MAX = 500
 PAGE_ENTRIES = 10
 """KuCoin's own default."""
 
+ACTIVITY_MAX, ACTIVITY = 100, 50
+"""The limit of the latest steps of ADL, and the default. More make a page of the browser long, and the query slower."""
+
 CANDLES_MAX = 500
 """The limit of KuCoin's klines."""
 
@@ -179,6 +182,18 @@ class AccountQuery(Query, frozen=True):
     """The account; by default that of a trader's token."""
 
     account: Account | UnsetType = UNSET
+
+
+class AccountExportQuery(Parameters, frozen=True):
+    """The account; by default that of a trader's token."""
+
+    account: Account | UnsetType = UNSET
+
+
+class ActivityQuery(Query, frozen=True):
+    """The number of steps."""
+
+    max_count: Annotated[int, msgspec.Meta(ge=1, le=ACTIVITY_MAX)] = ACTIVITY
 
 
 class DeleveragedQuery(AccountQuery, frozen=True):
