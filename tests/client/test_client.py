@@ -230,6 +230,14 @@ async def test_reader_pages_through_entries_and_orders(config):
         assert service.count("fundsvc_sequence_gaps_total") == 0
 
 
+async def test_token_is_renewed_for_each_request(config):
+    tokens = iter([signed("engine", sub="engine", exp=1), signed("engine", sub="engine")])
+    async with service_of(config), open_api(f"http://127.0.0.1:{config.http.port}", lambda: next(tokens)) as api:
+        with pytest.raises(ApiError, match="expired"):
+            await api.cursor()
+        assert (await api.cursor()).contracts == []
+
+
 async def test_an_unreachable_service_is_unavailable(config):
     async with connected(config) as api:
         with pytest.raises(Unavailable):
