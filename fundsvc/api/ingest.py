@@ -28,13 +28,13 @@ from fundsvc.api.ingest_checks import BodyChecks, IngestChecks, PoolChecks
 from fundsvc.api.stream_epochs import HttpProducer, StreamEpochs, producer_name
 from fundsvc.config.settings import Config
 from fundsvc.core.contracts import partition_of
-from fundsvc.core.events import Event, Listing, PolicyChange, Reason, Rejection
+from fundsvc.core.events import Event, Listing, Reason, Rejection
 from fundsvc.core.sequences import Gap
 from fundsvc.logs.faults import ThrottledFaults
+from fundsvc.mutual.codec import OwnEvent as OwnPoolEvent
 from fundsvc.mutual.codec import PostedEvent as PostedPoolEvent
 from fundsvc.mutual.codec import decode_event as decode_pool_event
 from fundsvc.mutual.core.events import Event as PoolEvent
-from fundsvc.mutual.core.events import TermsChange, Tick
 from fundsvc.store.reader import Reader
 from fundsvc.streams.client import StreamFault, pool_stream_key, stream_key
 from fundsvc.streams.producer import Producer
@@ -43,6 +43,7 @@ from fundsvc.wire.codec import (
     WHOLE_BYTES_MAX,
     Codec,
     Message,
+    OwnEvent,
     PostedEvent,
     array_of,
     decode,
@@ -162,11 +163,7 @@ class Ingest:
         query = read_query(PostQuery, request.query)
         body = await request.clone(client_max_size=self._bytes_max).read()
         submission = await read_submission(request.content_type, body, self._pools.known)
-        if any(isinstance(event, PolicyChange | TermsChange | Tick) for event in submission.events):
-            raise BadParameter(
-                "policy, terms and tick events are not accepted over HTTP: the engines append them, the first two when their"
-                " configuration changes"
-            )
+        check_senders(submission.events)
         self._access_control.charge(request, len(submission.raws))
         producer = HttpProducer(producer_name(caller, query.producer_id), query.stream_epoch or 0)
         await self._epochs.admit(producer)
@@ -264,6 +261,17 @@ class Ingest:
         ):
             return (0,)
         return self._producer.destinations(event)
+
+
+def check_senders(events: Iterable[Event | PoolEvent | Rejection]) -> None:
+    """Raises BadParameter if one of the events is of a type that only the service appends."""
+    for index, event in enumerate(events):
+        if isinstance(event, OwnEvent | OwnPoolEvent):
+            tag = event.__struct_config__.tag
+            raise BadParameter(
+                f"event {index} has the type {tag}, which only the service appends to its streams: remove it, and post the"
+                " others again"
+            )
 
 
 async def read_submission(content_type: str, body: bytes, pool_of: PoolOf = lambda _codec, _raw: None) -> Submission:

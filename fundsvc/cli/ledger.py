@@ -15,10 +15,11 @@ from fundsvc.cli.running import DONE, NO, Bars, Json, Terminal, at_primary, prin
 from fundsvc.cli.tables import left, right, show_table
 from fundsvc.cli.tools.audit import DIFFERENCES_MAX, ContractAudit, audit_contract
 from fundsvc.cli.tools.delivery import Delivered, Delivery, Gain, listed
-from fundsvc.cli.tools.export import COLUMNS, PUBLIC_COLUMNS, Form, export_rows, public_rows, row_writer
+from fundsvc.cli.tools.export import COLUMNS, PUBLIC_COLUMNS, export_rows, public_rows
 from fundsvc.cli.tools.mutual_vectors import run_any_vector
 from fundsvc.cli.tools.recordings import Fitting, Format, open_recording, read_contracts
 from fundsvc.cli.tools.vectors import Outcome, read_vector
+from fundsvc.cli.tools.writers import AnyForm, row_writer
 from fundsvc.config.settings import Config
 from fundsvc.core.events import Listing, Reason
 from fundsvc.core.numbers import format_units
@@ -126,20 +127,23 @@ def audit(
 def export(
     context: typer.Context,
     symbol: str,
-    form: Annotated[Form, typer.Option("--format", help="Format of the lines.")] = "csv",
+    form: Annotated[AnyForm, typer.Option("--format", help="Format; parquet needs pyarrow.")] = "csv",
     public: Annotated[
         bool, typer.Option("--public", help="Write commitments instead of accounts, and no ADL records: may be published.")
     ] = False,
 ) -> None:
-    """Write a contract's entries, ADL records and fund to standard output, in the form that scripts/verify-export verifies."""
+    """Write a contract's entries, ADL records and fund to standard output.
+
+    scripts/verify-export verifies CSV and NDJSON. Parquet has the same columns for analysis.
+    """
 
     async def command(config: Config) -> int:
         async with prepared(config) as complete, connected(complete) as (pool, _):
             ledger = await open_ledger(pool, symbol)
-            write = row_writer(form, PUBLIC_COLUMNS if public else COLUMNS)
             rows = public_rows(ledger) if public else export_rows(ledger, complete.ledger.secrets)
-            async for row in rows:
-                write(row)
+            with row_writer(form, PUBLIC_COLUMNS if public else COLUMNS) as write:
+                async for row in rows:
+                    write(row)
         return DONE
 
     run(context, command)

@@ -12,7 +12,6 @@ from fundsvc.app import connected, prepared
 from fundsvc.cli.commands import cli
 from fundsvc.cli.running import DONE, NO, Bars, Json, Terminal, print_json, run
 from fundsvc.cli.tables import left, right, show_table
-from fundsvc.cli.tools.export import Form, row_writer
 from fundsvc.cli.tools.mutual_answers import (
     AccountStatus,
     CycleStatus,
@@ -23,6 +22,7 @@ from fundsvc.cli.tools.mutual_answers import (
     pool_status,
 )
 from fundsvc.cli.tools.mutual_export import POOL_COLUMNS, PUBLIC_POOL_COLUMNS, pool_rows, public_pool_rows
+from fundsvc.cli.tools.writers import Form, row_writer
 from fundsvc.config.settings import Config
 from fundsvc.core.commitment import Secrets
 from fundsvc.mutual.store.audits import PoolAudit, PoolWalk, audited_pools
@@ -138,9 +138,10 @@ def export(
     async def command(config: Config) -> int:
         async with prepared(config) as complete, connected(complete) as (database, _):
             ledger = await open_pool_ledger(database, pool)
-            write = row_writer(form, PUBLIC_POOL_COLUMNS if public else POOL_COLUMNS)
-            async for row in public_pool_rows(ledger) if public else pool_rows(ledger, complete.ledger.secrets):
-                write(row)
+            rows = public_pool_rows(ledger) if public else pool_rows(ledger, complete.ledger.secrets)
+            with row_writer(form, PUBLIC_POOL_COLUMNS if public else POOL_COLUMNS) as write:
+                async for row in rows:
+                    write(row)
         return DONE
 
     run(context, command)

@@ -14,7 +14,7 @@ from fundsvc.app import connected, prepared
 from fundsvc.cli.commands import cli
 from fundsvc.cli.running import DONE, Terminal, run
 from fundsvc.cli.tools.daily import day_of, html_report
-from fundsvc.cli.tools.export import Form, Row, row_writer
+from fundsvc.cli.tools.writers import AnyForm, Row, row_writer
 from fundsvc.config.settings import Config
 from fundsvc.core.generations import generation_of, public_symbol
 from fundsvc.core.numbers import INT64_MAX, format_units
@@ -58,7 +58,7 @@ def entries(
     end: Annotated[
         datetime | None, typer.Option("--to", formats=FORMATS, help="Time in UTC before which entries are written.")
     ] = None,
-    form: Annotated[Form, typer.Option("--format", help="Format of the lines.")] = "csv",
+    form: Annotated[AnyForm, typer.Option("--format", help="Format; parquet needs pyarrow.")] = "csv",
 ) -> None:
     """Write the entries of contracts within a span of the engine's time, without accounts.
 
@@ -70,10 +70,11 @@ def entries(
         if start_ms >= end_ms:
             raise ValueError(f"--from {begin} is not before --to {end}")
         async with prepared(config) as complete, connected(complete) as (pool, _):
-            write = row_writer(form, ENTRY_COLUMNS)
-            for fund in await _funds(pool, symbols or []):
-                async for row in _rows(Reader(pool), fund, start_ms, end_ms - 1):
-                    write(row)
+            funds = await _funds(pool, symbols or [])
+            with row_writer(form, ENTRY_COLUMNS) as write:
+                for fund in funds:
+                    async for row in _rows(Reader(pool), fund, start_ms, end_ms - 1):
+                        write(row)
         return DONE
 
     run(context, command)

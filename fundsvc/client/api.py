@@ -1,6 +1,7 @@
 """Requests to the service over HTTP, with typed answers."""
 
-from collections.abc import AsyncIterator, Sequence
+import ssl
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
@@ -45,11 +46,16 @@ class StreamChanged(Exception):
     """The stream server may have lost events. Read the cursor, and send again what is not settled."""
 
 
+Token = str | Callable[[], str]
+"""An access token, or what returns a valid one for the next request; "" for none."""
+
+
 class Api:
     """The API of a service. Methods raise ApiError or Unavailable."""
 
-    def __init__(self, http: aiohttp.ClientSession) -> None:
+    def __init__(self, http: aiohttp.ClientSession, token: Token = "") -> None:
         self.http = http
+        self._token = token
 
     async def get(self, path: str, kind: type[T], **query: str | int) -> T:
         """Returns the answer of a path under `/api/v1/`."""
@@ -57,8 +63,10 @@ class Api:
 
     async def request(self, method: str, path: str, kind: type[T], **options: Any) -> T:
         """Returns the answer to a request of a path under `/api/v1/`; `options` are those of aiohttp."""
+        token = self._token if isinstance(self._token, str) else self._token()
+        headers = options.pop("headers", {}) | ({hdrs.AUTHORIZATION: f"Bearer {token}"} if token else {})
         try:
-            async with self.http.request(method, f"/api/v1/{path}", **options) as answer:
+            async with self.http.request(method, f"/api/v1/{path}", headers=headers, **options) as answer:
                 body = await answer.read()
         except (aiohttp.ClientError, TimeoutError, OSError) as fault:
             raise Unavailable(f"{type(fault).__name__}: {fault}") from fault
@@ -120,8 +128,11 @@ class Api:
 
 
 @asynccontextmanager
-async def open_api(url: str, token: str = "") -> AsyncIterator[Api]:
-    """Opens connections to the service at a URL, with an access token if one is given."""
-    headers = {hdrs.AUTHORIZATION: f"Bearer {token}"} if token else {}
-    async with aiohttp.ClientSession(url, headers=headers, timeout=aiohttp.ClientTimeout(total=SECONDS_MAX)) as http:
-        yield Api(http)
+async def open_api(url: str, token: Token = "", *, tls: ssl.SSLContext | bool = True) -> AsyncIterator[Api]:
+    """Opens connections to the service at a URL. `token` is an access token, or a function that renews it before it expires.
+
+    `tls` is a context for https, or False to accept any certificate.
+    """
+    connector, timeout = aiohttp.TCPConnector(ssl=tls), aiohttp.ClientTimeout(total=SECONDS_MAX)
+    async with aiohttp.ClientSession(url, connector=connector, timeout=timeout) as http:
+        yield Api(http, token)

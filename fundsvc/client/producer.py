@@ -10,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from itertools import islice
 from typing import NamedTuple
 
 from fundsvc.api.answers import CursorAnswer
@@ -51,7 +52,6 @@ class Lane:
     """
 
     def __init__(self) -> None:
-        self.unsettled = 0
         self.known: StreamVersion | None = None
         self.filled = asyncio.Event()
         self.sending = asyncio.Lock()
@@ -60,13 +60,12 @@ class Lane:
 
     def add(self, event: Event) -> None:
         """Adds an event that waits."""
-        self.unsettled += 1
         self._waiting.append(event)
         self.filled.set()
 
     def batch(self) -> list[Event]:
         """Returns the next events to send."""
-        return [self._waiting[place] for place in range(min(BATCH_EVENTS_MAX, len(self._waiting)))]
+        return list(islice(self._waiting, BATCH_EVENTS_MAX))
 
     def note_sent(self, stream_id: str, batch: Sequence[Event]) -> None:
         """Records that the next events are sent."""
@@ -74,28 +73,34 @@ class Lane:
             self._waiting.popleft()
         self._sent.append(Sent(stream_id, batch))
 
-    def forget_settled(self, last_id: str) -> None:
-        """Forgets the messages up to the last settled one."""
+    def forget_settled(self, last_id: str) -> int:
+        """Forgets the messages up to the last settled one; returns the number of their events."""
+        forgotten = 0
         while self._sent and id_order(self._sent[0].stream_id) <= id_order(last_id):
-            self.unsettled -= len(self._sent.popleft().events)
+            forgotten += len(self._sent.popleft().events)
+        return forgotten
 
-    def send_again(self, settled: Mapping[str, int]) -> None:
-        """Makes all sent events wait again, except those that the ledger has by their sequence."""
+    def send_again(self, settled: Mapping[str, int]) -> int:
+        """Makes all sent events wait again, except those that the ledger has by their sequence; returns the number of these."""
         sent = [event for message in self._sent for event in message.events]
         again = [event for event in sent if not isinstance(event, Numbered) or event.seq > settled.get(event.symbol, 0)]
-        self.unsettled -= len(sent) - len(again)
         self.known = None
         self._sent.clear()
         self._waiting.extendleft(reversed(again))
         if self._waiting:
             self.filled.set()
+        return len(sent) - len(again)
 
 
 class Producer:
-    """Sends events, and yields ADL rounds. `resumptions` counts how often the stream server had lost messages."""
+    """Sends events, and yields ADL rounds.
+
+    `unsettled` is the number of events that are not known to be settled, a rate once for each partition. `resumptions` counts
+    how often the stream server had lost messages.
+    """
 
     def __init__(self, stream: StreamClient, api: Api, cursor: CursorAnswer, unsettled_max: int) -> None:
-        self.resumptions = 0
+        self.unsettled = self.resumptions = 0
         self.partitions = range(len(cursor.partitions))
         self._stream = stream
         self._streams = Streams(stream, len(cursor.partitions))
@@ -105,18 +110,15 @@ class Producer:
         self._unsettled_max = unsettled_max
         self._changed = asyncio.Condition()
 
-    @property
-    def unsettled(self) -> int:
-        """The number of events that are not known to be settled."""
-        return sum([lane.unsettled for lane in self._lanes])
-
     async def send(self, *events: Event) -> None:
         """Queues events for sending. Waits while the limit of unsettled events is reached."""
         for event in events:
             if self.unsettled >= self._unsettled_max:
                 async with self._changed:
                     await self._changed.wait_for(lambda: self.unsettled < self._unsettled_max)
-            for partition in self._streams.destinations(event):
+            destinations = self._streams.destinations(event)
+            self.unsettled += len(destinations)
+            for partition in destinations:
                 self._lanes[partition].add(event)
 
     async def settled(self) -> None:
@@ -179,10 +181,10 @@ class Producer:
             settled = {contract.symbol: contract.seq for contract in cursor.contracts}
             for lane in self._lanes:
                 async with lane.sending:
-                    lane.send_again(settled)
+                    self.unsettled -= lane.send_again(settled)
         else:
             for lane, partition in zip(self._lanes, cursor.partitions, strict=True):
-                lane.forget_settled(partition.last_id)
+                self.unsettled -= lane.forget_settled(partition.last_id)
         async with self._changed:
             self._changed.notify_all()
 

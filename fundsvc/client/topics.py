@@ -7,7 +7,7 @@ from typing import Any, Literal, TypeVar
 
 import aiohttp
 import msgspec
-from aiohttp import WSMsgType, hdrs
+from aiohttp import WSCloseCode, WSMsgType, hdrs
 
 from fundsvc.api.adl_answers.positions import ReductionAnswer
 from fundsvc.api.answers import EntryAnswer, FundAnswer
@@ -15,6 +15,9 @@ from fundsvc.api.websocket.endpoints import BulletAnswer
 from fundsvc.client.api import Api, ApiError, Unavailable
 
 T = TypeVar("T")
+
+Command = dict[str, Any]
+"""Fields of a message to the service."""
 
 RETRY_SECONDS = 0.5
 """Pause before a client connects again. The service closes connections only for faults of the client, or when it stops."""
@@ -32,13 +35,34 @@ class _Pushed(msgspec.Struct):
 
 
 class _Lost(Exception):
-    """The connection was lost."""
+    """The connection was lost. `refusal` is the reason of the service if it closed the connection by its rules, else ""."""
+
+    def __init__(self, refusal: str) -> None:
+        super().__init__(refusal)
+        self.refusal = refusal
 
 
-async def entries(api: Api, symbol: str, after: int = 0) -> AsyncIterator[EntryAnswer]:
-    """Yields the entries of a contract after a number, each once and in order, as they are written."""
-    async for entry in followed(api, f"/insuranceFund/entry:{symbol}", EntryAnswer, lambda entry: entry.entry, after):
+async def entries(api: Api, symbol: str, after: int = 0, generation: int = 0) -> AsyncIterator[EntryAnswer]:
+    """Yields the entries of a contract after a number, each once and in order, as they are written.
+
+    `generation` is that of entry `after`, 0 for the current one. The entries of later generations of the symbol follow.
+    """
+    first = {"after": after, "generation": generation or await _generation(api, symbol)}
+    async for entry in followed(api, f"/insuranceFund/entry:{symbol}", EntryAnswer, _place, first):
         yield entry
+
+
+async def _generation(api: Api, symbol: str) -> int:
+    """Returns the generation that a name selects; retries until the service answers."""
+    while True:
+        try:
+            return (await api.fund(symbol)).generation
+        except Unavailable:
+            await asyncio.sleep(RETRY_SECONDS)
+
+
+def _place(entry: EntryAnswer) -> Command:
+    return {"after": entry.entry, "generation": entry.generation}
 
 
 async def funds(api: Api, symbol: str = "all") -> AsyncIterator[FundAnswer]:
@@ -50,7 +74,13 @@ async def funds(api: Api, symbol: str = "all") -> AsyncIterator[FundAnswer]:
 async def reductions(api: Api, after_ms: int) -> AsyncIterator[ReductionAnswer]:
     """Yields the ADL reductions of the account of the token since a time, at least once."""
     async for reduction in followed(
-        api, "/adl/position", ReductionAnswer, lambda one: one.ts, after_ms, subject="position.deleveraged", scope="private"
+        api,
+        "/adl/position",
+        ReductionAnswer,
+        lambda one: {"after": one.ts},
+        {"after": after_ms},
+        subject="position.deleveraged",
+        scope="private",
     ):
         yield reduction
 
@@ -59,36 +89,44 @@ async def followed(
     api: Api,
     topic: str,
     kind: type[T],
-    number_of: Callable[[T], int] | None = None,
-    after: int | None = None,
+    place_of: Callable[[T], Command] | None = None,
+    place: Command | None = None,
     *,
     subject: str = "",
     scope: Literal["public", "private"] = "public",
 ) -> AsyncIterator[T]:
     """Yields the data of a topic's pushes; raises ApiError if the service rejects the subscription.
 
-    `number_of` returns the number from which a new connection continues; `after` is the first one. Only pushes with `subject`
-    are returned, if it is given.
+    `place_of` returns the fields of the command by which a new connection continues after a push; `place` are those of the
+    first connection. Only pushes with `subject` are returned, if it is given.
     """
+    refusal = ""
     while True:
         try:
-            async for data in _connection(api, topic, subject, scope, after):
+            async for data in _connection(api, topic, subject, scope, place or {}):
                 value = msgspec.json.decode(data, type=kind)
-                if number_of is not None:
-                    after = number_of(value)
+                if place_of is not None:
+                    place = place_of(value)
+                refusal = ""
                 yield value
-        except (_Lost, Unavailable):
+        except _Lost as lost:
+            # The first time, the reason may be of the connection, for example that a suspended client sent no pings.
+            if lost.refusal and lost.refusal == refusal:
+                raise ApiError(WSCloseCode.POLICY_VIOLATION, str(WSCloseCode.POLICY_VIOLATION.value), refusal) from None
+            refusal = lost.refusal
+            await asyncio.sleep(RETRY_SECONDS)
+        except Unavailable:
             await asyncio.sleep(RETRY_SECONDS)
 
 
-async def _connection(api: Api, topic: str, subject: str, scope: str, after: int | None) -> AsyncIterator[msgspec.Raw]:
+async def _connection(api: Api, topic: str, subject: str, scope: str, place: Command) -> AsyncIterator[msgspec.Raw]:
     """Yields the data of the pushes of one connection; raises _Lost at its end."""
     bullet = await api.request(hdrs.METH_POST, f"bullet-{scope}", BulletAnswer)
     (server,) = bullet.instance_servers
-    command: dict[str, Any] = {"id": 1, "type": "subscribe", "topic": topic, "response": True}
+    command: Command = {"id": 1, "type": "subscribe", "topic": topic, "response": True, **place}
     try:
         async with api.http.ws_connect(server.endpoint, params={"token": bullet.token}) as socket:
-            await socket.send_json(command if after is None else {**command, "after": after})
+            await socket.send_json(command)
             pinged = time.monotonic()
             while True:
                 wait = pinged + server.ping_interval / 1000 - time.monotonic()
@@ -99,11 +137,11 @@ async def _connection(api: Api, topic: str, subject: str, scope: str, after: int
                     pinged = time.monotonic()
                     continue
                 if message.type is not WSMsgType.TEXT:
-                    raise _Lost
+                    raise _Lost((message.data == WSCloseCode.POLICY_VIOLATION and message.extra) or "")
                 pushed = msgspec.json.decode(message.data, type=_Pushed)
                 if pushed.type == "error":
                     raise ApiError(pushed.code, str(pushed.code), msgspec.json.decode(pushed.data, type=str))
                 if pushed.type == "message" and (not subject or pushed.subject == subject):
                     yield pushed.data
     except (aiohttp.ClientError, OSError) as fault:
-        raise _Lost from fault
+        raise _Lost("") from fault

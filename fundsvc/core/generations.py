@@ -14,6 +14,9 @@ KEY_LENGTH_MAX = 80
 
 _NUMBER_DIGITS_MAX = 9
 
+GENERATION_MAX = 10**_NUMBER_DIGITS_MAX - 1
+"""The largest number of a generation that a name may have."""
+
 
 class Generation(NamedTuple):
     """One life of a symbol, numbered from 1."""

@@ -1,16 +1,22 @@
-"""Sends the events of the demo's matching engine to the streams, one step at a time, and passes ADL orders to that engine.
+"""Sends the events of the demo's matching engine to the service, one step at a time, and passes ADL orders to that engine.
 
-The feed is the only producer, so the sequences of a contract rise over market events and ADL answers alike. The events of the
-insured traders of a step go to the pool's stream first, so a step that the reserve has settled is complete there too.
+The feed uses the client as a matching engine outside the service does, and is the only producer, so the sequences of a contract
+rise over market events and ADL answers alike. The events of the insured traders of a step go to the pool's stream first, so a
+step that the reserve has settled is complete there too.
 """
 
 import asyncio
 import time
-from collections.abc import MutableMapping
+from collections import deque
+from collections.abc import Collection, Mapping, MutableMapping
 from contextlib import suppress
+from typing import NamedTuple
 
 import structlog
 
+from fundsvc.api.http.tokens import mint
+from fundsvc.client.api import Unavailable, open_api
+from fundsvc.client.producer import Producer, producing
 from fundsvc.config.settings import Config
 from fundsvc.core.contracts import partition_of
 from fundsvc.core.events import Mark
@@ -22,16 +28,20 @@ from fundsvc.demo.ledger import Ledger
 from fundsvc.demo.market import SEQ_PER_STEP, STEP_SECONDS, SimulatedMarket, step_to_resume
 from fundsvc.demo.matching import MatchingEngine
 from fundsvc.demo.stakes import LIFE_STEPS
+from fundsvc.engine.attempts import first_of
 from fundsvc.logs.faults import Outage
 from fundsvc.mutual.codec import encode
 from fundsvc.mutual.store.reader import MutualReader
 from fundsvc.store.database import Pool, StoreFault
 from fundsvc.store.reader import Reader
 from fundsvc.store.writer import STREAM_START
-from fundsvc.streams.announcements import Announcements
 from fundsvc.streams.client import StreamClient, StreamFault, pool_stream_key
-from fundsvc.streams.producer import Producer
+from fundsvc.streams.producer import Producer as Streams
 from fundsvc.streams.source import Source, id_order
+from fundsvc.wire.rounds import Announcement
+
+TOKEN_SECONDS = 600
+"""The lifetime of the token of a request of the market."""
 
 RETRY_SECONDS = 1.0
 """Pause before the feed retries after a fault."""
@@ -43,60 +53,97 @@ log = structlog.get_logger()
 
 
 async def stream_market(
-    config: Config, pool: Pool, client: StreamClient, marks: MutableMapping[str, str], stop: asyncio.Event
+    config: Config, pool: Pool, client: StreamClient, url: str, marks: MutableMapping[str, str], stop: asyncio.Event
 ) -> None:
-    """Streams until `stop` is set. It starts at the step that the ledger has reached, also after a fault.
+    """Streams to the service at a URL until `stop` is set.
 
-    Keeps the latest mark of each contract in `marks`.
+    It starts at the step that the ledger has reached, also after a fault. Keeps the latest mark of each contract in `marks`.
     """
-    feed = Feed(config, pool, client, marks)
-    while not stop.is_set():
-        try:
-            await feed.run(stop)
-        except (StoreFault, StreamFault) as fault:
-            feed.outage.note(fault)
-            await _pause(stop, RETRY_SECONDS)
+    outage = Outage(log, "market")
+    # The service is this process, so its certificate proves nothing, and may be of another name.
+    async with open_api(url, lambda: mint(config.token, "engine", "", "demo", TOKEN_SECONDS), tls=False) as api:
+        while not stop.is_set():
+            try:
+                async with producing(client, api) as producer:
+                    await Feed(config, pool, client, producer, marks, outage).run(stop)
+            except* (StoreFault, StreamFault, Unavailable) as faults:
+                outage.note(first_of(faults))
+                await _pause(stop, RETRY_SECONDS)
+
+
+class Begun(NamedTuple):
+    """The first step to send, the matching engine before it, the open orders, and the latest order of each contract."""
+
+    step: int
+    engine: MatchingEngine
+    open: Collection[tuple[str, int]]
+    latest: Mapping[str, int]
+
+    def is_due(self, announced: Announcement) -> bool:
+        """Whether a round is of an order that is open, or began later."""
+        return announced.adl > self.latest.get(announced.symbol, 0) or (announced.symbol, announced.adl) in self.open
 
 
 class Feed:
-    """Connects the market and its matching engine to the streams and the ledger."""
+    """Connects the market and its matching engine to the producer and the ledger."""
 
-    def __init__(self, config: Config, pool: Pool, client: StreamClient, marks: MutableMapping[str, str]) -> None:
-        partitions = range(config.stream.partitions)
-        self.outage = Outage(log, "market")
+    def __init__(
+        self,
+        config: Config,
+        pool: Pool,
+        client: StreamClient,
+        producer: Producer,
+        marks: MutableMapping[str, str],
+        outage: Outage,
+    ) -> None:
         self._market = SimulatedMarket(config.currency)
         self._insured = InsuredTraders(self._market)
-        self._producer = Producer.configured(client, config.stream)
-        self._sources = [Source(client, partition) for partition in partitions]
-        self._announcements = [Announcements(client, partition) for partition in partitions]
+        self._producer = producer
+        self._streams = Streams.configured(client, config.stream)
+        self._sources = [Source(client, partition) for partition in range(config.stream.partitions)]
         self._reader = Reader(pool)
         self._mutual = MutualReader(pool)
         self._ledger = Ledger(pool)
         self._pool_source = Source(client, partition_of(POOL, config.stream.partitions), pool_stream_key(POOL))
         self._marks = marks
+        self._outage = outage
+        self._announced: deque[Announcement] = deque()
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Streams until `stop` is set; raises StoreFault and StreamFault."""
+        """Streams until `stop` is set, or the stream server has lost messages; raises StoreFault and StreamFault."""
         await self._until_settled(stop)
-        read = [await announcements.newest() for announcements in self._announcements]
-        step, engine = await self._begin()
-        insured_seq = await self._insured_seq()
-        self.outage.over()
+        begun = await self._begin()
+        async with asyncio.TaskGroup() as tasks:
+            collecting = tasks.create_task(self._collect(begun))
+            await self._play(begun, stop)
+            collecting.cancel()
+
+    async def _play(self, begun: Begun, stop: asyncio.Event) -> None:
+        step, engine, insured_seq = begun.step, begun.engine, await self._insured_seq()
+        self._outage.over()
         log.info("market continues", step=step)
         due, begun_ms = time.monotonic(), _now_ms()
-        while not stop.is_set():
+        # The producer resends what a partition lost. What the pool's stream lost is sent from the step that the ledger has.
+        while not stop.is_set() and not self._producer.resumptions:
             times = times_of(step, begun_ms, _now_ms())
             insured = [event for event in self._insured.events(step, times.insured) if event.seq > insured_seq]
             if insured:
-                await self._producer.append_to(pool_stream_key(POOL), "json", [encode(insured)])
+                await self._streams.append_to(pool_stream_key(POOL), "json", [encode(insured)])
             # In a thread: a step that sizes a cascade takes some tenths of a second, and the service shares this event loop.
             events = await asyncio.to_thread(engine.events, step, times.market)
-            await self._producer.append(events)
+            await self._producer.send(*events)
             self._marks.update((event.symbol, event.price) for event in events if isinstance(event, Mark))
-            await self._take_on(engine, step, read)
+            while self._announced:
+                engine.take_on(self._announced.popleft(), step)
             step += 1
             due = max(due + STEP_SECONDS, time.monotonic()) if step > HISTORY_STEPS else time.monotonic()
             await _pause(stop, due - time.monotonic())
+
+    async def _collect(self, begun: Begun) -> None:
+        """Collects the rounds that begin; those of orders that ended before are still in the streams."""
+        async for announced in self._producer.rounds():
+            if begun.is_due(announced):
+                self._announced.append(announced)
 
     async def _until_settled(self, stop: asyncio.Event) -> None:
         """Waits until the ledgers have all messages sent before: only then are the executions of every order known."""
@@ -113,22 +160,17 @@ class Feed:
         pool = await self._mutual.pool(POOL)
         return pool.row.seq if pool else 0
 
-    async def _begin(self) -> tuple[int, MatchingEngine]:
-        """Returns the first step to send, and the matching engine in its state before that step."""
+    async def _begin(self) -> Begun:
+        """Returns the state before the first step to send."""
         settled = {fund.symbol: INT64_MAX if fund.closed else fund.seq for fund in await self._reader.funds()}
         step = step_to_resume([settled.get(instrument.symbol, 0) for instrument in INSTRUMENTS])
         taken = await self._ledger.taken_since((step - MEMORY_STEPS) * SEQ_PER_STEP)
         engine = MatchingEngine(self._market, settled, taken, await self._ledger.carried())
-        for announcement in await self._ledger.open_rounds():
+        rounds = await self._ledger.open_rounds()
+        for announcement in rounds:
             engine.take_on(announcement, step)
-        return step, engine
-
-    async def _take_on(self, engine: MatchingEngine, step: int, read: list[str]) -> None:
-        """Passes new announcements to the engine; `read` holds the last id read of each partition and is updated."""
-        for partition, announcements in enumerate(self._announcements):
-            for announced in await announcements.read(read[partition]):
-                read[partition] = announced.stream_id
-                engine.take_on(announced.announcement, step)
+        latest = {order.symbol: order.adl for order in await self._ledger.latest_orders()}
+        return Begun(step, engine, {(one.symbol, one.adl) for one in rounds}, latest)
 
 
 def _now_ms() -> int:

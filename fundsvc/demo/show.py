@@ -1,6 +1,7 @@
 """`fundsvc up --demo`: the whole service, the demo market, and a live view of the ledger."""
 
 import asyncio
+import secrets
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ import structlog
 
 from fundsvc.api.http.tokens import mint
 from fundsvc.app import connected, run_service
-from fundsvc.config.settings import Config, MutualConfig
+from fundsvc.config.settings import SECRET_LENGTH_MIN, Config, MutualConfig
 from fundsvc.core.fund.fullness import TargetPolicy
 from fundsvc.demo.feed import stream_market
 from fundsvc.demo.instruments import INSTRUMENTS
@@ -39,11 +40,15 @@ log = structlog.get_logger()
 async def show_demo(config: Config, stop: asyncio.Event) -> None:
     """Runs until `stop` is set; `config` names running servers. Logs go to fundsvc.log in the data directory meanwhile."""
     config = with_market(config)
+    served = with_secret(config)
     started, address = time.monotonic(), asyncio.get_running_loop().create_future()
     marks: dict[str, str] = {}
 
     async def announce(url: str) -> None:
         address.set_result(url)
+
+    async def market(pool: Pool, client: StreamClient) -> None:
+        await stream_market(served, pool, client, await address, marks, stop)
 
     async def picture(pool: Pool, client: StreamClient, logs: Path) -> None:
         watch = Watch(pool, _sources(config, client), SYMBOLS, marks)
@@ -52,10 +57,10 @@ async def show_demo(config: Config, stop: asyncio.Event) -> None:
     with _logs_in(config) as logs:
         async with connected(config) as (pool, client), asyncio.TaskGroup() as tasks:
             beside = [
-                tasks.create_task(stream_market(config, pool, client, marks, stop)),
+                tasks.create_task(market(pool, client)),
                 tasks.create_task(picture(pool, client, logs)),
             ]
-            await run_service(config, stop, announce)
+            await run_service(served, stop, announce)
             for task in beside:
                 task.cancel()
 
@@ -65,6 +70,12 @@ def with_market(config: Config) -> Config:
     targets = msgspec.structs.replace(config.target, contracts=dict.fromkeys(SYMBOLS, TARGET) | config.target.contracts)
     pools = MutualConfig(config.mutual.pools | MUTUAL.pools)
     return msgspec.structs.replace(config, target=targets, mutual=pools)
+
+
+def with_secret(config: Config) -> Config:
+    """Adds a token secret, of this process, if the configuration has none: the market reads the cursor with a token."""
+    secret = config.token.secret or secrets.token_urlsafe(SECRET_LENGTH_MIN)
+    return msgspec.structs.replace(config, token=msgspec.structs.replace(config.token, secret=secret))
 
 
 def visitors(config: Config) -> Sequence[Visitor]:

@@ -26,9 +26,12 @@ from fundsvc.wire.codec import EVENT_BYTES_MAX, EVENTS_PER_MESSAGE_MAX, Codec, E
 from fundsvc.wire.duplicate_keys import check_keys, may_repeat, may_repeat_one
 
 PostedEvent = Transfer | Enable | Disable | Trade | TopUp | Cancel | Payout
-"""The events that exchanges send. The owners of partitions append the others."""
+"""The events that exchanges send."""
 
-AnyEvent = PostedEvent | Tick | TermsChange
+OwnEvent = Tick | TermsChange
+"""The events that the owners of partitions append."""
+
+AnyEvent = PostedEvent | OwnEvent
 
 
 class _Tagged(msgspec.Struct):
@@ -47,6 +50,7 @@ _ONE: dict[str, Any] = {"json": msgspec.json.Decoder(AnyEvent), "msgpack": msgsp
 _TAGS: dict[str, Any] = {"json": msgspec.json.Decoder(_Tagged), "msgpack": msgspec.msgpack.Decoder(_Tagged)}
 _POOLS: dict[str, Any] = {"json": msgspec.json.Decoder(_Pooled), "msgpack": msgspec.msgpack.Decoder(_Pooled)}
 _TYPES = tuple(str(event.__struct_config__.tag) for event in AnyEvent.__args__)
+_POSTED_TYPES = tuple(str(event.__struct_config__.tag) for event in PostedEvent.__args__)
 _ERRORS = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
@@ -114,7 +118,7 @@ def _refusal(codec: Codec, raw: bytes | msgspec.Raw, detail: str) -> Rejection:
     except _ERRORS:
         return Rejection(Reason.UNDECODABLE, f"not an event: {detail}")
     if tag not in _TYPES:
-        return Rejection(Reason.UNKNOWN_TYPE, f"type {tag[:40]!r} is unknown: use one of {', '.join(_TYPES)}")
+        return Rejection(Reason.UNKNOWN_TYPE, f"type {tag[:40]!r} is unknown: use one of {', '.join(_POSTED_TYPES)}")
     return Rejection(Reason.INVALID_FIELD, f"{tag}: {detail}")
 
 

@@ -35,12 +35,13 @@ from fundsvc.wire.duplicate_keys import RepeatedKey, check_keys, may_repeat, may
 
 Codec = Literal["json", "msgpack"]
 
-PostedEvent = (
-    Fill | Takeover | Unwind | Settle | Mark | Position | Snapshot | AdlFill | AdlEnd | AdlAck | AdlTimeout | Rate | Listing
-)
-"""The events that matching engines send. The owners of partitions append the others."""
+PostedEvent = Fill | Takeover | Unwind | Settle | Mark | Position | Snapshot | AdlFill | AdlEnd | AdlAck | Rate | Listing
+"""The events that matching engines send."""
 
-AnyEvent = PostedEvent | PolicyChange
+OwnEvent = AdlTimeout | PolicyChange
+"""The events that the owners of partitions append."""
+
+AnyEvent = PostedEvent | OwnEvent
 
 EVENTS_PER_MESSAGE_MAX = 10_000
 """A message is decoded in one go, so its size bounds how long the event loop is held."""
@@ -106,6 +107,7 @@ _DECODERS: dict[str, tuple[Any, Any, Any, Any]] = {
 }
 _TAGS: dict[str, Any] = {"json": msgspec.json.Decoder(_Tagged), "msgpack": msgspec.msgpack.Decoder(_Tagged)}
 _TYPES = tuple(event.__struct_config__.tag for event in AnyEvent.__args__)
+_POSTED_TYPES = tuple(str(event.__struct_config__.tag) for event in PostedEvent.__args__)
 _DECODE_ERRORS = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
@@ -283,7 +285,7 @@ def _refusal(codec: Codec, raw: bytes | msgspec.Raw, detail: str) -> Rejection:
             Reason.UNKNOWN_POOL, f"no pool {name!r} is configured: correct the name or configure it, then send again"
         )
     if tag not in _TYPES:
-        return Rejection(Reason.UNKNOWN_TYPE, f"type {tag[:40]!r} is unknown: use one of {', '.join(map(str, _TYPES))}")
+        return Rejection(Reason.UNKNOWN_TYPE, f"type {tag[:40]!r} is unknown: use one of {', '.join(_POSTED_TYPES)}")
     if tag == "fill" and detail.endswith("`bankruptcyPrice`"):
         return Rejection(
             Reason.NOT_A_LIQUIDATION, "a fill without bankruptcyPrice is not a liquidation: send only liquidation fills"

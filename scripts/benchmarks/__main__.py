@@ -17,6 +17,7 @@ import asyncpg
 import auditing
 import fanout
 import history as ledger_history
+import kit
 import latency
 import msgspec
 import mutual_ledger
@@ -206,6 +207,20 @@ def http(
     with _servers(directory) as servers, _progress() as show_progress:
         results = _run(serving.measure(servers, load, rounds, seconds, show_progress))
     _finish(results, results.targets, lambda console: serving.show(results, console), as_json)
+
+
+@application.command()
+def client(
+    contracts: Annotated[int, typer.Option(help="Contracts of the fills.")] = 50,
+    fills: Annotated[int, typer.Option(help="Fills of a turn.")] = 200_000,
+    rounds: Annotated[int, typer.Option(help="Turns of the client and of plain appends; medians count.")] = 5,
+    directory: Directory = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure the client's producer relative to plain appends to the stream; exits with 1 when a target is missed."""
+    with _servers(directory) as servers, _progress() as show_progress:
+        results = _run(kit.measure(servers, contracts, fills, rounds, show_progress))
+    _finish(results, results.targets, lambda console: kit.show(results, console), as_json)
 
 
 @application.command()

@@ -220,14 +220,15 @@ async def running_engine(
 
 
 @asynccontextmanager
-async def running_api(ledger: Ledger, log: Path) -> AsyncIterator[ServiceProcess]:
-    """Yields an HTTP side that shows its ledger; stops it at the end."""
+async def running_api(ledger: Ledger, log: Path, **settings: str) -> AsyncIterator[ServiceProcess]:
+    """Yields an HTTP side that shows its ledger; stops it at the end. `settings` are further environment variables."""
     settings = {
         "FUNDSVC_HTTP_PORT": "0",
         "FUNDSVC_HTTP_REQUESTS_MAX": "1000000000",
         "FUNDSVC_HTTP_CLIENT_CONNECTIONS_MAX": "1000000",  # all clients are on this machine
         "FUNDSVC_WEBSOCKET_CLIENT_CONNECTIONS_MAX": "1000000",
         "FUNDSVC_TOKEN_SECRET": secrets.token_urlsafe(32),
+        **settings,
     }
     api = ServiceProcess(ledger, log, ("-m", "fundsvc", "api"), **settings)
     try:

@@ -6,6 +6,10 @@ connection polls the committed offset in PostgreSQL, about POLL_SECONDS apart; t
 id stops its clock. PostgreSQL shows a commit only when it is on disk, so the time is never too short, and too long by at most
 the time between two answers, which is reported (`poll_p99_ms`). Sender and observer are one process (uvloop) with one
 monotonic clock; messages are encoded beforehand, so that this process takes little of the machine.
+
+The sender is not the producer of `fundsvc.client`: that one waits for the reply of a message and then sends all fills that
+wait as one, so a stall would delay fewer messages, and it would encode them while the clock runs. `scripts/bench client`
+measures it.
 """
 
 import asyncio

@@ -3,7 +3,8 @@
 The backlog is written under another key while the engine waits in its read, then renamed to the stream. The rename starts the
 first read, so the measurement includes neither the start of processes nor the writing of the backlog. It ends when another
 connection sees the offset of the last message, which PostgreSQL shows only after the commit is on disk. It polls every
-POLL_SECONDS, so the end is late by at most that, never early.
+POLL_SECONDS, so the end is late by at most that, never early. The producer of `fundsvc.client` cannot write such a backlog: it
+needs an HTTP side, and sends no more than the engine settles. `scripts/bench client` measures it.
 
 The ceiling reads the rows of the same ledger in binary, grouped by transaction and in the order of writing, and sends each
 group by one COPY and one commit to a table with the same columns, constraints, indexes and triggers, under the same role.

@@ -3,6 +3,7 @@
 import gzip
 import random
 from contextlib import asynccontextmanager
+from typing import get_args
 
 import aiohttp
 import msgspec
@@ -23,15 +24,19 @@ from fundsvc.api.http.server import serve
 from fundsvc.api.ingest import Ingest
 from fundsvc.api.stream_epochs import StreamEpochs
 from fundsvc.core.contracts import partition_of
-from fundsvc.core.events import Position, Rate
+from fundsvc.core.events import AdlTimeout, PolicyChange, Position, Rate
+from fundsvc.core.policy import Policy
 from fundsvc.metrics import Metrics
+from fundsvc.mutual.codec import AnyEvent as AnyPoolEvent
+from fundsvc.mutual.codec import OwnEvent as OwnPoolEvent
+from fundsvc.mutual.codec import PostedEvent as PostedPoolEvent
 from fundsvc.mutual.store.reader import MutualReader
 from fundsvc.store.database import open_pool
 from fundsvc.store.reader import Reader
 from fundsvc.store.stream_epochs import EpochStore
 from fundsvc.streams.client import StreamFault, open_client, stream_key
 from fundsvc.streams.producer import Producer
-from fundsvc.wire.codec import encode
+from fundsvc.wire.codec import AnyEvent, OwnEvent, PostedEvent, encode
 
 JSON, NDJSON, MSGPACK = "application/json", "application/x-ndjson", "application/msgpack"
 PATH = "/api/v1/ingest/events"
@@ -218,6 +223,26 @@ async def test_body_without_any_event_is_answered_400_and_kept(world, kind, body
     assert (status, answer["code"]) == (400, "400100")
     assert "kept" in answer["msg"]
     assert await world.kept() == [(position, "undecodable", raw) for position, raw in enumerate(kept)]
+
+
+OWN = AdlTimeout(SYMBOL, 1, 1, TS), PolicyChange(2, Policy(), {}, TS)
+
+
+@pytest.mark.parametrize("kind", BODIES)
+@pytest.mark.parametrize("event", OWN, ids=lambda event: type(event).__name__)
+async def test_event_that_only_the_service_appends_is_refused_with_the_whole_body(world, event, kind):
+    events = [*EVENTS, event]
+    body = {JSON: encode(events), NDJSON: lines(events), MSGPACK: encode(events, "msgpack")}[kind]
+    status, answer = await world.post(body, kind)
+    assert (status, answer["code"]) == (400, "400100")
+    assert f"event 4 has the type {event.__struct_config__.tag}, which only the service appends" in answer["msg"]
+    assert await world.messages() == []
+
+
+def test_only_the_types_of_the_documented_events_may_be_posted():
+    owned = {*get_args(AnyEvent), *get_args(AnyPoolEvent)} - {*get_args(PostedEvent), *get_args(PostedPoolEvent)}
+    assert {kind.__struct_config__.tag for kind in owned} == {"adlTimeout", "policy", "tick", "terms"}
+    assert owned == {*get_args(OwnEvent), *get_args(OwnPoolEvent)}
 
 
 async def test_empty_array_appends_nothing(world):

@@ -15,6 +15,7 @@ from served import fill as raw_fill
 from tokens import signed, with_secret
 
 from fundsvc.api.answers import FundAnswer
+from fundsvc.api.websocket import entries as server_entries
 from fundsvc.client import topics
 from fundsvc.client.api import ApiError, Unavailable, open_api
 from fundsvc.client.producer import producing
@@ -168,6 +169,48 @@ async def test_entries_continue_after_the_service_has_restarted(config):
             assert [(await anext(entries)).entry for _ in range(5)] == list(range(4, 9))
 
 
+NEW = contract("AAA", status="Open")
+
+
+async def life_of(service, first, entries):
+    """Writes so many entries to the present generation of AAA, from a sequence on, and closes it."""
+    ended = {"type": "settle", "symbol": "AAA", "seq": first + entries, "price": "100", "ts": 1}
+    await service.append(NEW, *(raw_fill("AAA", seq) for seq in range(first, first + entries)), ended)
+
+
+async def test_entries_continue_over_generations_that_began_while_disconnected(config):
+    async with connected(config) as api:
+        entries = topics.entries(api, "AAA")
+
+        async def following(count):
+            return [((one := await anext(entries)).generation, one.entry) for _ in range(count)]
+
+        async with service_of(config) as service:
+            await service.append(NEW, raw_fill("AAA", 1), raw_fill("AAA", 2))
+            await service.fund("AAA")  # the API shows the contract
+            assert await following(1) == [(1, 1)]
+        async with service_of(config) as service:
+            await life_of(service, 3, 3)
+            await life_of(service, 10, 1)
+            await life_of(service, 20, 2)
+            assert await following(7) == [*((1, entry) for entry in range(2, 6)), (2, 1), (3, 1), (3, 2)]
+            await life_of(service, 30, 2)
+            assert await following(2) == [(4, 1), (4, 2)]
+        async with service_of(config) as service:
+            await service.append(NEW, raw_fill("AAA", 40))
+            assert await following(1) == [(5, 1)]
+        await entries.aclose()
+
+
+async def test_entries_after_one_that_never_appears_end_with_an_error(config, monkeypatch):
+    monkeypatch.setattr(server_entries, "AHEAD_RETRIES_MAX", 1)
+    async with service_of(config) as service, connected(config) as api:
+        await service.append(NEW, raw_fill("AAA", 1))
+        await service.fund("AAA")
+        with pytest.raises(ApiError, match="after is 9: the last entry of AAA is 1"):
+            await anext(topics.entries(api, "AAA", 9))
+
+
 async def test_reader_pages_through_entries_and_orders(config):
     async with service_of(config) as service, connected(config, "risk") as api, producer_of(config) as producer:
         await producer.send(*BEGINNING, *(shortfall(seq, 100, 39100) for seq in range(1, 601)), shortfall(601, 9000, 30000))
@@ -185,6 +228,14 @@ async def test_reader_pages_through_entries_and_orders(config):
         with pytest.raises(ApiError, match="NONE"):
             await anext(topics.entries(api, "NONE"))
         assert service.count("fundsvc_sequence_gaps_total") == 0
+
+
+async def test_token_is_renewed_for_each_request(config):
+    tokens = iter([signed("engine", sub="engine", exp=1), signed("engine", sub="engine")])
+    async with service_of(config), open_api(f"http://127.0.0.1:{config.http.port}", lambda: next(tokens)) as api:
+        with pytest.raises(ApiError, match="expired"):
+            await api.cursor()
+        assert (await api.cursor()).contracts == []
 
 
 async def test_an_unreachable_service_is_unavailable(config):

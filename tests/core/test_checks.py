@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from fundsvc.api.ingest_checks import BodyChecks, ContractState
 from fundsvc.config.settings import Config
 from fundsvc.core.checks import check
-from fundsvc.core.events import Event, Fill, Mark, PolicyChange, Position, Rate, Reason, Rejection, Takeover, Unwind
+from fundsvc.core.events import Event, Fill, Mark, Position, Rate, Reason, Rejection, Takeover, Unwind
 from fundsvc.core.fund.settlement import Fund
-from fundsvc.wire.codec import PostedEvent
+from fundsvc.wire.codec import OwnEvent, PostedEvent
 
 KNOWN_TO_THE_LEDGER = {
     Reason.ADL_ORDER_UNKNOWN,
@@ -55,7 +55,7 @@ def is_known_to_the_ledger(rejection: Rejection) -> bool:
 
 def test_strategies_cover_every_type_of_event():
     assert set(BY_TYPE) == types()
-    assert set(get_args(PostedEvent)) == types() - {PolicyChange}
+    assert set(get_args(PostedEvent)) == types() - {*get_args(OwnEvent)}
 
 
 @pytest.mark.parametrize("kind", get_args(PostedEvent), ids=lambda kind: kind.__name__)

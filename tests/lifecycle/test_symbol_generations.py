@@ -1,5 +1,6 @@
 """Generations of a symbol in a complete service: each has a fund and a chain of its own, also after a restart."""
 
+import asyncio
 import sys
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from eventually import eventually
 from live import BALANCE, ENTRY, Service
 from served import contract, fill, now_ms, restarted, served
 
+from fundsvc.api.websocket import entries
 from fundsvc.metrics import Metrics
 
 VERIFY_EXPORT = Path(__file__).parents[2] / "scripts" / "verify-export"
@@ -165,6 +167,50 @@ async def test_audit_finds_a_sequence_of_the_generation_before(service, config, 
     done = await fundsvc(config, "audit")
     assert done.code == 1
     assert "sequence is 9" in done.output + done.error
+
+
+async def entries_after(service, part, **place):
+    """Returns generation and entry of what a subscription sends until the second generation's entry 2, which is live."""
+    async with Service(service.url, service.http, Metrics()).connected() as client:
+        await client.subscribe(f"{ENTRY}:{part}", **place)
+        await asyncio.sleep(0.1)
+        await service.send(surplus(6, 1))
+        found = []
+        while (2, 2) not in found:
+            entry = await client.data(f"{ENTRY}:{part}", "entry")
+            found.append((entry["generation"], entry["entry"]))
+        return found
+
+
+@pytest.mark.parametrize(
+    ("place", "missed"),
+    [
+        ({"after": 0, "generation": 1}, [(1, 1), (1, 2), (2, 1)]),
+        ({"after": 1, "generation": 1}, [(1, 2), (2, 1)]),
+        ({"after": 2, "generation": 1}, [(2, 1)]),
+        ({"after": "0", "generation": 2}, [(2, 1)]),
+        ({"after": 1, "generation": 2}, []),
+        ({"after": 0}, [(2, 1)]),
+        ({}, []),
+    ],
+)
+async def test_subscription_continues_after_an_entry_of_an_earlier_generation(service, place, missed):
+    await reopened(service)
+    assert await entries_after(service, SYMBOL, **place) == [*missed, (2, 2)]
+
+
+async def test_subscription_after_an_entry_that_its_generation_lacks_is_refused(service, monkeypatch):
+    monkeypatch.setattr(entries, "AHEAD_RETRIES_MAX", 1)
+    await reopened(service)
+    for place, shown in (((3, 1), "@1 is 2"), ((2, 2), " is 1"), ((0, 3), "@3 is 0")):
+        async with Service(service.url, service.http, Metrics()).connected() as client:
+            await client.subscribe(f"{ENTRY}:{SYMBOL}", after=place[0], generation=place[1])
+            assert await client.closed() == (1008, f"after is {place[0]}: the last entry of {SYMBOL}{shown}")
+    async with Service(service.url, service.http, Metrics()).connected() as client:
+        for topic, place in ((f"{ENTRY}:{SYMBOL}@1", {"after": 0, "generation": 2}), (f"{ENTRY}:{SYMBOL}", {"generation": 2})):
+            answer = await client.request(id="mine", type="subscribe", topic=topic, response=True, **place)
+            assert (answer["type"], answer["code"]) == ("error", 400)
+            assert "generation is 2" in answer["data"]
 
 
 async def test_topics_continue_with_the_current_generation(service):

@@ -153,16 +153,11 @@ async def test_an_event_without_a_pool_is_of_an_unknown_type(world):
     await eventually(lambda: world.engine.count("fundsvc_rejected_total", reason="unknown_type") == 2)
 
 
-REFUSED = (
-    "policy, terms and tick events are not accepted over HTTP: the engines append them, the first two when their configuration"
-    " changes"
-)
-
-
 @pytest.mark.parametrize("event", [Tick(POOL, TS), TermsChange(POOL, TS, 2, TERMS.rules())])
 async def test_events_of_the_owner_are_not_accepted(world, event):
-    status, answer = await world.post(encode([event]))
-    assert (status, answer["msg"]) == (400, REFUSED)
+    status, answer = await world.post(encode([*EVENTS, event]))
+    assert (status, answer["code"]) == (400, "400100")
+    assert f"type {event.__struct_config__.tag}, which only the service appends" in answer["msg"]
     assert not await world.client.exists(KEY)
 
 

@@ -26,6 +26,7 @@ class Done(NamedTuple):
     code: int
     output: str
     error: str
+    data: bytes = b""
 
     @property
     def result(self):
@@ -45,7 +46,7 @@ def environment_of(config, **overrides):
     }
 
 
-async def program(*arguments, environment=None, given=""):
+async def program(*arguments, environment=None, given=b""):
     process = await asyncio.create_subprocess_exec(
         *map(str, arguments),
         env=environment,
@@ -53,7 +54,7 @@ async def program(*arguments, environment=None, given=""):
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
-    output, error = await process.communicate(given.encode())
+    output, error = await process.communicate(given.encode() if isinstance(given, str) else given)
     return Done(process.returncode, output.decode(), error.decode())
 
 
@@ -70,7 +71,7 @@ async def command(*arguments, environment):
         process = _LOADED.Process(target=_run, args=(words, environment, output, error))
         process.start()
         await asyncio.to_thread(process.join)
-        return Done(process.exitcode, output.read_text(), error.read_text())
+        return Done(process.exitcode, output.read_text(errors="replace"), error.read_text(), output.read_bytes())
 
 
 def _run(arguments, environment, output, error):

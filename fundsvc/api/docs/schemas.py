@@ -11,9 +11,8 @@ from fundsvc.api.docs.generated import Generated
 from fundsvc.api.http.errors import NotFound
 from fundsvc.api.http.routes import JSON, Endpoint, Media
 from fundsvc.core.contracts import Specification
-from fundsvc.core.events import AdlTimeout, Listing, PolicyChange
+from fundsvc.core.events import Listing
 from fundsvc.mutual import codec as pool_codec
-from fundsvc.mutual.core.events import TermsChange, Tick
 from fundsvc.wire import codec
 from fundsvc.wire.rounds import Announcement
 
@@ -23,10 +22,10 @@ DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 SCHEMA_JSON = "application/schema+json"
 
-INTERNAL = (AdlTimeout, PolicyChange, Tick, TermsChange)
+INTERNAL = get_args(codec.OwnEvent) + get_args(pool_codec.OwnEvent)
 """Events that the owners of partitions append, not matching engines."""
 
-EVENTS = tuple(kind for kind in get_args(codec.PostedEvent) if kind not in INTERNAL)
+EVENTS = get_args(codec.PostedEvent)
 """The events that matching engines send to the stream of a partition."""
 
 POOL_EVENTS = get_args(pool_codec.PostedEvent)
@@ -67,8 +66,7 @@ def components_of(kinds: Sequence[Any], ref_template: str) -> tuple[list[Schema]
 
 def json_schemas() -> dict[str, Schema]:
     """Returns all schemas by name: one of each event by its `type`, those of all events of a stream, and that of a round."""
-    internal = tuple(kind for kind in get_args(codec.AnyEvent) + get_args(pool_codec.AnyEvent) if kind in INTERNAL)
-    single = {tag_of(kind): _of_one(kind) for kind in (*EVENTS, *POOL_EVENTS, *internal, Announcement)}
+    single = {tag_of(kind): _of_one(kind) for kind in (*EVENTS, *POOL_EVENTS, *INTERNAL, Announcement)}
     return {**{name: _of_any(*bundle) for name, bundle in BUNDLES.items()}, **single}
 
 

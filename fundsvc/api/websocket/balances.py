@@ -10,7 +10,7 @@ from fundsvc.api.fund_cache import FundCache
 from fundsvc.api.http.access import PUBLIC, Roles
 from fundsvc.api.websocket.frames import Frames, push
 from fundsvc.api.websocket.subscriber import Subscriber
-from fundsvc.api.websocket.topics import CommandError, Pushes, listed_key, retry_faults
+from fundsvc.api.websocket.topics import After, CommandError, Pushes, listed_key, retry_faults
 from fundsvc.metrics import Metrics
 from fundsvc.readmodel.ledger_tail import Change, Tail
 
@@ -32,7 +32,7 @@ class Balances:
         self._metrics = metrics
         self._subscribers: defaultdict[str, set[Subscriber]] = defaultdict(set)
 
-    def check(self, part: str, after: int | None) -> None:
+    def check(self, part: str, after: After | None) -> None:
         """Raises CommandError if the contract is not listed, or if `after` is given."""
         if after is not None:
             raise CommandError(
@@ -41,7 +41,7 @@ class Balances:
         if part != ALL:
             listed_key(self._tail, part)
 
-    async def subscribe(self, subscriber: Subscriber, part: str, after: int | None) -> None:  # noqa: ARG002 - see `check`
+    async def subscribe(self, subscriber: Subscriber, part: str, after: After | None) -> None:  # noqa: ARG002 - see `check`
         """Sends the present funds, and then each change."""
         frames = await retry_faults(partial(self._snapshot, part))
         self._subscribers[part].add(subscriber)

@@ -11,7 +11,7 @@ from msgspec import UNSET
 
 from fundsvc.api.websocket.frames import Id, ack, error, pong, pong_frame
 from fundsvc.api.websocket.subscriber import Subscriber
-from fundsvc.api.websocket.topics import Command, CommandError, Topic, parse_topic
+from fundsvc.api.websocket.topics import After, Command, CommandError, Topic, parse_topic
 from fundsvc.config.settings import WebsocketConfig
 from fundsvc.core.numbers import INT64_MAX
 from fundsvc.metrics import Metrics
@@ -125,7 +125,7 @@ class Connection:
             if command.type == "subscribe":
                 self._subscribe(topic, part, _after(command))
 
-    def _check(self, topic: Topic, parts: list[str], after: int | None) -> None:
+    def _check(self, topic: Topic, parts: list[str], after: After | None) -> None:
         """Raises CommandError if one of the parts cannot be subscribed to. The command then subscribes to none."""
         if topic.roles and self._subscriber.role not in topic.roles:
             roles = " or ".join(sorted(topic.roles))
@@ -139,11 +139,11 @@ class Connection:
         for part in parts:
             topic.check(part, after)
 
-    def _subscribe(self, topic: Topic, part: str, after: int | None) -> None:
+    def _subscribe(self, topic: Topic, part: str, after: After | None) -> None:
         self._metrics.websocket_subscriptions.inc()
         self._subscriptions[topic.path, part] = self._tasks.create_task(self._run_subscribe(topic, part, after))
 
-    async def _run_subscribe(self, topic: Topic, part: str, after: int | None) -> None:
+    async def _run_subscribe(self, topic: Topic, part: str, after: After | None) -> None:
         try:
             await topic.subscribe(self._subscriber, part, after)
         except ConnectionResetError:
@@ -157,14 +157,17 @@ class Connection:
             self._metrics.websocket_subscriptions.dec()
 
 
-def _after(command: Command) -> int | None:
-    """Returns the number after which a subscription begins, None without one; raises CommandError."""
+def _after(command: Command) -> After | None:
+    """Returns after what a subscription begins, None if the command does not say; raises CommandError."""
+    generation = None if command.generation is UNSET else command.generation
     if command.after is UNSET:
+        if generation is not None:
+            raise CommandError(400, f"generation is {generation} without `after`: add the last entry that you have of it, or 0")
         return None
     after = int(command.after)
     if after >= INT64_MAX:
         raise CommandError(400, f"after is {after}: it must be below {INT64_MAX}")
-    return after
+    return After(after, generation)
 
 
 def _id_of(text: str) -> Id:

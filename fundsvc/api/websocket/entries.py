@@ -12,7 +12,8 @@ from fundsvc.api.answers import EntryAnswer, entry_answer
 from fundsvc.api.http.access import PUBLIC, Roles
 from fundsvc.api.websocket.frames import Frames, concatenate, push
 from fundsvc.api.websocket.subscriber import Subscriber
-from fundsvc.api.websocket.topics import Pushes, listed_key
+from fundsvc.api.websocket.topics import After, CommandError, Pushes, listed_key
+from fundsvc.core.generations import generation_of, named_generation
 from fundsvc.metrics import Metrics
 from fundsvc.readmodel.ledger_tail import RETRY_SECONDS, Change, Tail
 from fundsvc.store.database import StoreFault
@@ -40,23 +41,32 @@ class Entries:
         self._subscribers: defaultdict[str, set[Subscriber]] = defaultdict(set)
         self._live: defaultdict[str, set[Subscriber]] = defaultdict(set)
 
-    def check(self, part: str, after: int | None) -> None:  # noqa: ARG002 - see `join`
-        """Raises CommandError if the contract is not listed. `after` may be ahead: another process may have sent that entry."""
-        listed_key(self._tail, part)
+    def check(self, part: str, after: After | None) -> None:
+        """Raises CommandError if the contract is not listed, or `generation` is not the one that the part names.
 
-    async def subscribe(self, subscriber: Subscriber, part: str, after: int | None) -> None:
-        """Sends the entries after number `after`, by default only future ones."""
+        `after` may be ahead: another process may have sent that entry.
+        """
+        listed_key(self._tail, part)
+        named = named_generation(part)
+        if named and after and after.generation not in (None, named.number):
+            raise CommandError(400, f"generation is {after.generation}, but {part} names another one: omit it")
+
+    async def subscribe(self, subscriber: Subscriber, part: str, after: After | None) -> None:
+        """Sends the entries after the last one that the client has, also those of later generations; by default future ones."""
         self._subscribers[part].add(subscriber)
-        key = listed_key(self._tail, part)
-        sent = self._tail.follow(key) if after is None else after
-        if not await self._wait_until_settled(key, sent):
-            last = self._tail.funds[key].entry
-            subscriber.close(WSCloseCode.POLICY_VIOLATION, f"after is {sent}: the last entry of {part} is {last}")
+        key = self._key_of(part, after.generation if after else None)
+        sent = after.number if after else self._delivered(part, key)
+        if not await self._wait_until_settled(part, key, sent):
+            name, last = part if key == listed_key(self._tail, part) else generation_of(key).name, self._delivered(part, key)
+            subscriber.close(WSCloseCode.POLICY_VIOLATION, f"after is {sent}: the last entry of {name} is {last}")
             return
         # The tail has published the entries up to the cursor and will publish the later ones. No entry can fall between the
         # last check and `add`, because nothing is awaited there.
-        while sent < (cursor := self._tail.follow(key)):
-            sent = await self._catch_up(subscriber, part, key, sent, cursor)
+        while sent < (cursor := self._delivered(part, key)) or key != listed_key(self._tail, part):
+            if sent < cursor:
+                sent = await self._catch_up(subscriber, part, key, sent, cursor)
+            else:
+                key, sent = generation_of(key).next.key, 0
         self._live[part].add(subscriber)
 
     def unsubscribe(self, subscriber: Subscriber, part: str) -> None:
@@ -87,10 +97,21 @@ class Entries:
                 subscriber.push(frames)
             self._metrics.websocket_frames.inc(len(rows) * len(subscribers))
 
-    async def _wait_until_settled(self, key: str, entry: int) -> bool:
+    def _key_of(self, part: str, generation: int | None) -> str:
+        """Returns the ledger key of a generation of a part's contract, by default of the one that the part names."""
+        key = listed_key(self._tail, part)
+        return key if generation is None else generation_of(key)._replace(number=generation).key
+
+    def _delivered(self, part: str, key: str) -> int:
+        """Returns the last entry that the tail has delivered, of an earlier generation the last one; 0 if it does not exist."""
+        if key == listed_key(self._tail, part):
+            return self._tail.follow(key)
+        return self._tail.funds[key].entry if key in self._tail.funds else 0
+
+    async def _wait_until_settled(self, part: str, key: str, entry: int) -> bool:
         """Waits until the tail has an entry that another process may have sent before. Returns False if it does not appear."""
         for _ in range(AHEAD_RETRIES_MAX):
-            if self._tail.follow(key) >= entry:
+            if key in self._tail.funds and self._delivered(part, key) >= entry:
                 return True
             await asyncio.sleep(RETRY_SECONDS)
         return False

@@ -9,7 +9,7 @@ from fundsvc.api.adl_answers.instructions import open_rounds
 from fundsvc.api.http.access import Roles
 from fundsvc.api.websocket.frames import push
 from fundsvc.api.websocket.subscriber import Subscriber
-from fundsvc.api.websocket.topics import CommandError, Pushes, retry_faults
+from fundsvc.api.websocket.topics import After, CommandError, Pushes, retry_faults
 from fundsvc.metrics import Metrics
 from fundsvc.readmodel.ledger_tail import RETRY_SECONDS, Change, Tail
 from fundsvc.store.adl import AdlReader
@@ -50,12 +50,12 @@ class Instructions:
                 pending, self._pending = self._pending, set()
                 await self._send(pending, self._subscribers)
 
-    def check(self, part: str, after: int | None) -> None:  # noqa: ARG002 - the topic has one part
+    def check(self, part: str, after: After | None) -> None:  # noqa: ARG002 - the topic has one part
         """Raises CommandError if `after` is given."""
         if after is not None:
             raise CommandError(400, f"after is {after}: {self.path} sends all open rounds to each subscriber; omit `after`")
 
-    async def subscribe(self, subscriber: Subscriber, part: str, after: int | None) -> None:  # noqa: ARG002 - see `check`
+    async def subscribe(self, subscriber: Subscriber, part: str, after: After | None) -> None:  # noqa: ARG002 - see `check`
         """Sends the open rounds, and then each new one."""
         async with self._sending:
             self._subscribers[subscriber] = {}

@@ -10,7 +10,7 @@ from fundsvc.api.http.access import PUBLIC, Roles
 from fundsvc.api.visibility import PUBLIC as EVERYBODY
 from fundsvc.api.websocket.frames import Frames, concatenate, push
 from fundsvc.api.websocket.subscriber import Subscriber
-from fundsvc.api.websocket.topics import CommandError, Pushes, Turns, listed_key, retry_faults
+from fundsvc.api.websocket.topics import After, CommandError, Pushes, Turns, listed_key, retry_faults
 from fundsvc.metrics import Metrics
 from fundsvc.readmodel.ledger_tail import Change, Tail
 from fundsvc.store.adl import AdlReader, OrderRow
@@ -37,7 +37,7 @@ class Orders:
         """Sends changed orders until cancelled. Retries after faults."""
         await self._turns.run()
 
-    def check(self, part: str, after: int | None) -> None:
+    def check(self, part: str, after: After | None) -> None:
         """Raises CommandError if the contract is not listed, or if `after` is given."""
         listed_key(self._tail, part)
         if after is not None:
@@ -45,7 +45,7 @@ class Orders:
                 400, f"after is {after}: {self.path} has no history; omit `after`, and read GET /api/v1/adl/{part}/orders"
             )
 
-    async def subscribe(self, subscriber: Subscriber, part: str, after: int | None) -> None:  # noqa: ARG002 - see `check`
+    async def subscribe(self, subscriber: Subscriber, part: str, after: After | None) -> None:  # noqa: ARG002 - see `check`
         """Sends the open orders, and then those that change."""
         async with self._turns.lock:
             # The lock delays changes from here on until the open orders are sent.

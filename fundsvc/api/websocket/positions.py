@@ -12,7 +12,7 @@ from fundsvc.api.adl_answers.positions import PositionAnswer, ReductionAnswer, p
 from fundsvc.api.http.access import TRADERS, Roles
 from fundsvc.api.websocket.frames import Frames, push
 from fundsvc.api.websocket.subscriber import Subscriber
-from fundsvc.api.websocket.topics import CommandError, Pushes, Turns, retry_faults
+from fundsvc.api.websocket.topics import After, CommandError, Pushes, Turns, retry_faults
 from fundsvc.core.events import TIMESTAMP_MAX
 from fundsvc.core.policy import Policy
 from fundsvc.metrics import Metrics
@@ -69,12 +69,16 @@ class Positions:
                     for frame in await self._changed_lights(account):
                         self._send(subscribers, frame)
 
-    def check(self, part: str, after: int | None) -> None:  # noqa: ARG002 - the topic has one part
+    def check(self, part: str, after: After | None) -> None:  # noqa: ARG002 - the topic has one part
         """Raises CommandError if `after` is not a time."""
-        if after is not None and after > TIMESTAMP_MAX:
+        if after is None:
+            return
+        if after.generation is not None:
+            raise CommandError(400, f"generation is {after.generation}: {self.path} has none; omit it")
+        if after.number > TIMESTAMP_MAX:
             raise CommandError(400, f"after is {after}: on {self.path} it is a time in milliseconds, at most {TIMESTAMP_MAX}")
 
-    async def subscribe(self, subscriber: Subscriber, part: str, after: int | None) -> None:  # noqa: ARG002 - one part
+    async def subscribe(self, subscriber: Subscriber, part: str, after: After | None) -> None:  # noqa: ARG002 - one part
         """Sends all positions, the reductions that changed since the time `after` (ms), and then each change."""
         account = subscriber.account
         async with self._turns.lock:
@@ -84,7 +88,7 @@ class Positions:
             seen = self._subscribers[account][subscriber] = {}
             for answer in self._shown[account].values():
                 subscriber.push(self._lights(answer))
-            await self._send_missed(subscriber, seen, after)
+            await self._send_missed(subscriber, seen, None if after is None else after.number)
 
     def unsubscribe(self, subscriber: Subscriber, part: str) -> None:  # noqa: ARG002 - the topic has one part
         """Sends no further changes."""

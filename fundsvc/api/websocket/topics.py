@@ -12,6 +12,7 @@ from fundsvc.api.http.big_integers import Numbers
 from fundsvc.api.http.parameters import Entry
 from fundsvc.api.websocket.frames import Id
 from fundsvc.api.websocket.subscriber import Subscriber
+from fundsvc.core.generations import GENERATION_MAX
 from fundsvc.readmodel.ledger_tail import RETRY_SECONDS, Change, Tail
 from fundsvc.store.database import StoreFault
 
@@ -38,7 +39,7 @@ class CommandError(Exception):
 
 class Command(msgspec.Struct, rename="camel"):
     """A message of a client. `after` is the last entry that the client has, for positions a time in milliseconds; a number, or
-    its decimal text.
+    its decimal text. `generation` is the generation of that entry, by default the current one.
 
     `numbers` sets the representation of integers from then on. Other fields of KuCoin's protocol are ignored.
     """
@@ -48,7 +49,18 @@ class Command(msgspec.Struct, rename="camel"):
     topic: str = ""
     response: bool = False
     after: Entry | EntryText | UnsetType = UNSET
+    generation: Annotated[int, msgspec.Meta(ge=1, le=GENERATION_MAX)] | UnsetType = UNSET
     numbers: Numbers | UnsetType = UNSET
+
+
+class After(NamedTuple):
+    """What a client has: the number of the last entry, and its generation if the client names it; or a time (ms)."""
+
+    number: int
+    generation: int | None = None
+
+    def __str__(self) -> str:
+        return str(self.number)
 
 
 class Topic(Protocol):
@@ -63,10 +75,10 @@ class Topic(Protocol):
     roles: Roles
     pushes: ClassVar[Pushes]
 
-    def check(self, part: str, after: int | None) -> None:
+    def check(self, part: str, after: After | None) -> None:
         """Raises CommandError if the part does not exist, or if `after` is not valid for it."""
 
-    async def subscribe(self, subscriber: Subscriber, part: str, after: int | None) -> None:
+    async def subscribe(self, subscriber: Subscriber, part: str, after: After | None) -> None:
         """Sends the initial messages, then every change without a gap."""
 
     def unsubscribe(self, subscriber: Subscriber, part: str) -> None:

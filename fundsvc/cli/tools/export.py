@@ -4,14 +4,10 @@ The column `line` is the kind of a row: `entry`, `record` (an ADL record), or `f
 order of their creation; a record follows the entry that it names. A row has only the columns of its kind.
 """
 
-import csv
-import sys
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime
-from typing import Literal
 
-import msgspec
-
+from fundsvc.cli.tools.writers import Row
 from fundsvc.core.commitment import NO_SECRETS, Secrets, seal_parts
 from fundsvc.core.contracts import Contract
 from fundsvc.core.fund.settlement import FundState
@@ -63,20 +59,6 @@ _PRIVATE = {"account", "salt", "record", "adl", "round", "body", "recordHash"}
 
 PUBLIC_COLUMNS = tuple(name for name in COLUMNS if name not in _PRIVATE)
 """The columns of a public export: without accounts, their salts, and ADL records."""
-
-Row = dict[str, str | int | bool]
-
-Form = Literal["csv", "ndjson"]
-"""The format of exported lines."""
-
-
-def row_writer(form: Form, columns: Sequence[str]) -> Callable[[Row], object]:
-    """Returns what writes a row to standard output as a line; in CSV a header with the columns comes first."""
-    if form == "ndjson":
-        return lambda row: sys.stdout.write(msgspec.json.encode(row).decode() + "\n")
-    writer = csv.DictWriter(sys.stdout, columns, lineterminator="\n")
-    writer.writeheader()
-    return writer.writerow
 
 
 async def export_rows(ledger: Ledger, secrets: Secrets = NO_SECRETS) -> AsyncIterator[Row]:

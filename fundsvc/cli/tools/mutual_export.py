@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 
 import msgspec
 
-from fundsvc.cli.tools.export import Row
+from fundsvc.cli.tools.writers import Row
 from fundsvc.core.commitment import NO_SECRETS, Secrets, seal_parts
 from fundsvc.core.numbers import format_units
 from fundsvc.mutual.core.chain import seal_domain

@@ -12,7 +12,7 @@ import structlog
 from fundsvc.api.http.access import PUBLIC, TRADERS, Roles
 from fundsvc.api.websocket.frames import Frames, push
 from fundsvc.api.websocket.subscriber import Subscriber
-from fundsvc.api.websocket.topics import SHOWN_LENGTH_MAX, CommandError, Pushes, Topic, Turns, retry_faults
+from fundsvc.api.websocket.topics import SHOWN_LENGTH_MAX, After, CommandError, Pushes, Topic, Turns, retry_faults
 from fundsvc.concurrency.background import keep_running
 from fundsvc.metrics import Metrics
 from fundsvc.mutual.api.account_answers import AccountAnswer
@@ -41,7 +41,7 @@ class PoolTopic:
         self._metrics = metrics
         self._subscribers: defaultdict[str, set[Subscriber]] = defaultdict(set)
 
-    def check(self, part: str, after: int | None) -> None:
+    def check(self, part: str, after: After | None) -> None:
         """Raises CommandError if the pool does not exist, or if `after` is given."""
         if after is not None:
             raise CommandError(
@@ -50,7 +50,7 @@ class PoolTopic:
         if part != ALL and part not in self._pools.views:
             raise CommandError(404, f"pool {part[:SHOWN_LENGTH_MAX]!r} does not exist: GET {POOLS} lists all")
 
-    async def subscribe(self, subscriber: Subscriber, part: str, after: int | None) -> None:  # noqa: ARG002 - see `check`
+    async def subscribe(self, subscriber: Subscriber, part: str, after: After | None) -> None:  # noqa: ARG002 - see `check`
         """Sends the present pools, and then each change."""
         self._subscribers[part].add(subscriber)
         for name in self._pools.views if part == ALL else [part]:
@@ -93,14 +93,14 @@ class AccountTopic:
         """Sends changed accounts until cancelled. Retries after faults."""
         await self._turns.run()
 
-    def check(self, part: str, after: int | None) -> None:  # noqa: ARG002 - the topic has one part
+    def check(self, part: str, after: After | None) -> None:  # noqa: ARG002 - the topic has one part
         """Raises CommandError if `after` is given."""
         if after is not None:
             raise CommandError(
                 400, f"after is {after}: {self.path} has no history; omit `after`, and read GET {ACCOUNT}/statement"
             )
 
-    async def subscribe(self, subscriber: Subscriber, part: str, after: int | None) -> None:  # noqa: ARG002 - one part
+    async def subscribe(self, subscriber: Subscriber, part: str, after: After | None) -> None:  # noqa: ARG002 - one part
         """Sends the present account, and then each change."""
         async with self._turns.lock:
             # The lock delays changes from here on until the present account is sent.
