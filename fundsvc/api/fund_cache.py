@@ -5,7 +5,7 @@ answer is 503 instead of a balance that may be outdated.
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import NamedTuple
 
 import msgspec
@@ -41,8 +41,9 @@ class _CachedFund(NamedTuple):
 
 
 class _CachedList(NamedTuple):
-    funds: Mapping[str, FundRow]
-    held: Mapping[str, HeldInventory]
+    """The cached answer for all funds, of a version of the tail."""
+
+    version: int
     until: float
     answer: Encoded[list[FundAnswer]]
 
@@ -67,11 +68,10 @@ class FundCache:
         """The funds of all open contracts; with `closed`, those of closed contracts too."""
         self._tail.check()
         now, kept = self._clock(), self._lists.get(query.closed)
-        funds, held = self._tail.funds, self._tail.held
-        if kept is None or kept.funds is not funds or kept.held is not held or now >= kept.until:
-            shown = [self.data(key) for key, fund in funds.items() if query.closed or not fund.closed]
+        if kept is None or kept.version != self._tail.version or now >= kept.until:
+            shown = [self.data(key) for key, fund in self._tail.funds.items() if query.closed or not fund.closed]
             answer: Encoded[list[FundAnswer]] = Encoded(_enveloped(shown))
-            kept = self._lists[query.closed] = _CachedList(funds, held, now + VALUATION_SECONDS, answer)
+            kept = self._lists[query.closed] = _CachedList(self._tail.version, now + VALUATION_SECONDS, answer)
         return kept.answer
 
     async def fund(self, _query: Query, symbol: str) -> Encoded[FundAnswer]:

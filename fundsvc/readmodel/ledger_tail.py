@@ -9,9 +9,10 @@ inventories whose marks changed.
 
 import asyncio
 import time
+from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import structlog
 
@@ -29,10 +30,10 @@ from fundsvc.store.freshness import Freshness
 from fundsvc.store.inventories import inventory_entries, load_inventory
 from fundsvc.store.reader import READ_SECONDS_MAX, EntryRow, FundRow
 from fundsvc.store.tail_queries import (
+    EVERY_COMMIT,
     Connection,
     FundVersion,
     Offsets,
-    OrderKey,
     PartitionProgress,
     VersionedFund,
     changed_orders,
@@ -73,6 +74,8 @@ class Change(NamedTuple):
     orders: Sequence[OrderRow]
 
 
+Value = TypeVar("Value")
+
 Listener = Callable[[Change], None]
 """Called with each change after the tail's funds contain it."""
 
@@ -81,16 +84,18 @@ class Tail:
     """Follows the ledger. `funds` and `contracts` are ordered by ledger key. They change only while the tail's tasks run.
     `current` maps each symbol to the ledger key of its newest generation.
 
-    `held` has the inventories of the funds that ever had one, each after the entry of its fund.
+    `held` has the inventories of the funds that ever had one, each after the entry of its fund. A change replaces values of
+    these mappings; a new key replaces the mapping. `version` grows with each change of funds or inventories.
     """
 
     def __init__(
         self, pool: Pool, freshness: Freshness, metrics: Metrics, seconds: float, inventories: Inventories | None = None
     ) -> None:
-        self.funds: Mapping[str, FundRow] = {}
-        self.contracts: Mapping[str, Contract] = {}
-        self.held: Mapping[str, HeldInventory] = {}
+        self.funds: dict[str, FundRow] = {}
+        self.contracts: dict[str, Contract] = {}
+        self.held: dict[str, HeldInventory] = {}
         self.current: Mapping[str, str] = {}
+        self.version = 0
         self.listeners: list[Listener] = []
         self.freshness = freshness
         self._pool = pool
@@ -102,8 +107,9 @@ class Tail:
         self._has_more = False
         self._offsets: dict[int, PartitionProgress] = {}
         self._places: dict[str, FundVersion] = {}
-        self._orders: dict[OrderKey, OrderRow] = {}
+        self._orders: defaultdict[str, dict[int, OrderRow]] = defaultdict(dict)
         self._cursors: dict[str, int] = {}
+        self._lagging: set[str] = set()  # followed contracts that may have undelivered entries
 
     async def start(self) -> None:
         """Reads the ledger once, so that `funds` is filled before `run`; raises StoreFault."""
@@ -133,7 +139,8 @@ class Tail:
             for symbol, shown, held in await self._inventories.revalue(self.held):
                 # Else the tail has shown a later state meanwhile, or is about to.
                 if self.held[symbol] is shown and held.entry == self.funds[symbol].entry:
-                    self.held = {**self.held, symbol: held}
+                    self.held[symbol] = held
+                    self.version += 1
                     self._notify(Change([self.funds[symbol]], (), ()))
 
     async def _pause(self) -> None:
@@ -180,6 +187,7 @@ class Tail:
 
         Delivery starts after entry `after`, by default after the last one of the fund.
         """
+        self._lagging.add(key)
         return self._cursors.setdefault(key, self.funds[key].entry if after is None else after)
 
     def leave(self, key: str) -> None:
@@ -188,32 +196,35 @@ class Tail:
 
     def open_orders(self, key: str) -> list[OrderRow]:
         """Returns a contract's open orders."""
-        return [order for order in self._orders.values() if order.symbol == key]
+        return list(self._orders.get(key, {}).values())
 
     def contracts_with_orders(self) -> set[str]:
         """Returns the ledger keys of the contracts that have open orders."""
-        return {symbol for symbol, _ in self._orders}
+        return set(self._orders)
 
-    def _unread(self, now: Mapping[str, FundVersion | FundRow]) -> dict[str, int]:
+    def _unread(self, now: Mapping[str, FundVersion]) -> dict[str, int]:
         """Returns the followed contracts that have undelivered entries, each with its last delivered entry number.
 
-        Compares with `now`, or with the tail's funds for contracts that `now` lacks.
+        Compares the contracts that may have some with `now`, or with the tail's funds for contracts that `now` lacks.
         """
-        funds = self.funds
-        return {symbol: cursor for symbol, cursor in self._cursors.items() if cursor < now.get(symbol, funds[symbol]).entry}
+        funds, cursors = self.funds, self._cursors
+        sought = {symbol: cursors[symbol] for symbol in {*self._lagging, *now} if symbol in cursors}
+        unread = {symbol: cursor for symbol, cursor in sought.items() if cursor < (now.get(symbol) or funds[symbol]).entry}
+        self._lagging = set(unread)
+        return unread
 
     async def _read_changes(self, connection: Connection) -> None:
         now = await offsets(connection)
-        after = {
-            partition: known.commit_before(settled) if (known := self._offsets.get(partition)) else -1
+        commits = {
+            partition: known.commits_until(settled) if (known := self._offsets.get(partition)) else EVERY_COMMIT
             for partition, settled in now.settled.items()
             if self._offsets.get(partition) != settled
         }
-        if after:
-            await self._catch_up(connection, after, now)
+        if commits:
+            await self._catch_up(connection, commits, now)
             self._offsets = now.settled
         else:
-            await self._read_entries(connection, self._unread(self.funds))
+            await self._read_entries(connection, self._unread({}))
             self.freshness.observe(now.now_ms, now.as_of_ms)
 
     async def _read_entries(self, connection: Connection, behind: Mapping[str, int]) -> None:
@@ -225,9 +236,9 @@ class Tail:
             self._has_more = len(rows) >= count
             self._notify_of_entries(rows)
 
-    async def _catch_up(self, connection: Connection, after: Mapping[int, int], looked: Offsets) -> None:
-        """Reads what changed in some partitions since a commit, updates the funds and orders, and notifies the listeners."""
-        now = await fund_versions(connection, after)
+    async def _catch_up(self, connection: Connection, commits: Mapping[int, range], looked: Offsets) -> None:
+        """Reads what commits of some partitions changed, updates the funds and orders, and notifies the listeners."""
+        now = await fund_versions(connection, commits)
         await self._read_entries(connection, self._unread(now))
         moved = await self._moved_orders(connection, now)
         symbols = {symbol for symbol, place in now.items() if self._places.get(symbol) != place}
@@ -236,7 +247,8 @@ class Tail:
         changed, held = await self._changed_inventories(connection, found)
         self.freshness.observe(looked.now_ms, looked.as_of_ms)
         self._update_funds(changed)
-        self.held = {**self.held, **held} if held else self.held
+        self.held = _updated(self.held, held)
+        self.version += 1
         # A fund may have changed again after its orders were read. Keeping the older order number reads those orders next time.
         self._places |= {symbol: stand.version._replace(adl=now[symbol].adl) for symbol, stand in changed.items()}
         for order in moved:
@@ -246,18 +258,18 @@ class Tail:
 
     async def _moved_orders(self, connection: Connection, now: Mapping[str, FundVersion]) -> list[OrderRow]:
         """Reads the orders that changed; of contracts that the tail did not know, the open ones."""
-        known = [order for (symbol, _), order in self._orders.items() if symbol in now]
+        known = [order for symbol in self._orders.keys() & now.keys() for order in self._orders[symbol].values()]
         after = {symbol: before.adl for symbol, place in now.items() if (before := self._before(symbol, place))}
         found = await changed_orders(connection, known)
         found += await orders_after(connection, after) if after else []
         unknown = [symbol for symbol in now if symbol not in self._places]
         fresh = await open_orders(connection, unknown) if unknown else []
         due = (order for order in (*found, *fresh) if order.adl <= now[order.symbol].adl)
-        return [order for order in due if self._orders.get((order.symbol, order.adl)) != order]
+        return [order for order in due if self._orders.get(order.symbol, {}).get(order.adl) != order]
 
     async def _changed_inventories(
         self, connection: Connection, changed: Mapping[str, VersionedFund]
-    ) -> tuple[Mapping[str, VersionedFund], Mapping[str, HeldInventory]]:
+    ) -> tuple[Mapping[str, VersionedFund], dict[str, HeldInventory]]:
         """Returns changed funds and their inventories, both after the same entries."""
         contracts = {symbol: stand.contract for symbol, stand in changed.items() if stand.has_inventory}
         if not contracts:
@@ -278,9 +290,9 @@ class Tail:
         return before if before and before.adl < place.adl else None
 
     def _update_funds(self, changed: Mapping[str, VersionedFund]) -> None:
-        funds = {**self.funds, **{symbol: stand.fund for symbol, stand in changed.items()}}
-        contracts = {**self.contracts, **{symbol: stand.contract for symbol, stand in changed.items()}}
-        if len(funds) > len(self.funds):
+        funds = _updated(self.funds, {symbol: stand.fund for symbol, stand in changed.items()})
+        contracts = _updated(self.contracts, {symbol: stand.contract for symbol, stand in changed.items()})
+        if funds is not self.funds:
             funds, contracts = dict(sorted(funds.items())), dict(sorted(contracts.items()))
             generations = sorted(map(generation_of, funds), key=lambda generation: generation.number)
             self.current = {generation.symbol: generation.key for generation in generations}
@@ -288,9 +300,11 @@ class Tail:
 
     def _update_order(self, order: OrderRow) -> None:
         if order.state == "open":
-            self._orders[order.symbol, order.adl] = order
-        else:
-            self._orders.pop((order.symbol, order.adl), None)
+            self._orders[order.symbol][order.adl] = order
+        elif orders := self._orders.get(order.symbol):
+            orders.pop(order.adl, None)
+            if not orders:
+                del self._orders[order.symbol]
 
     def _notify_of_entries(self, rows: Iterable[EntryRow]) -> None:
         """Delivers rows that continue their contract's entries. Skips others: the contract was followed again meanwhile."""
@@ -305,6 +319,14 @@ class Tail:
     def _notify(self, change: Change) -> None:
         for listener in self.listeners:
             listener(change)
+
+
+def _updated(known: dict[str, Value], changed: dict[str, Value]) -> dict[str, Value]:
+    """Updates values in place, which costs only the changed ones; returns a new dict if keys are new."""
+    if changed.keys() <= known.keys():
+        known.update(changed)
+        return known
+    return known | changed
 
 
 @asynccontextmanager

@@ -53,6 +53,10 @@ WITH moved AS (
         adl_head = excluded.adl_head, commit = excluded.commit, updated_at = now()
     WHERE f.entry <= excluded.entry AND f.seq <= excluded.seq AND f.adl_record <= excluded.adl_record
     RETURNING f.symbol
+), shown AS (
+    INSERT INTO moves AS m (partition, slot, commit, symbols)
+    SELECT $1, commits % 128, commits, CASE WHEN cardinality($18) <= 100 THEN $18 END FROM moved
+    ON CONFLICT (partition, slot) DO UPDATE SET commit = excluded.commit, symbols = excluded.symbols
 ), refused AS (
     INSERT INTO rejected (partition, stream_id, position, reason, detail, codec, body, event_symbol, event_seq, digest)
     SELECT $1, * FROM unnest($28::text[], $29::integer[], $30::text[], $31::text[], $32::text[], $33::bytea[], $34::text[],
@@ -136,6 +140,10 @@ WITH suspended AS (
     UPDATE contracts c SET suspended = s.suspended, updated_at = now()
     FROM unnest($1::text[], $2::boolean[]) AS s (symbol, suspended) WHERE c.symbol = s.symbol
     RETURNING c.symbol, c.partition
+), shown AS (
+    UPDATE moves m SET symbols = m.symbols || s.symbols
+    FROM (SELECT partition, array_agg(symbol) AS symbols FROM suspended GROUP BY partition) s JOIN partitions p USING (partition)
+    WHERE m.partition = p.partition AND m.slot = p.commits % 128 AND m.commit = p.commits AND m.symbols IS NOT NULL
 )
 UPDATE funds f SET commit = p.commits FROM suspended s JOIN partitions p USING (partition) WHERE f.symbol = s.symbol;
 
@@ -482,10 +490,26 @@ SELECT DISTINCT ON (currency) currency, price, ts FROM rates
 ORDER BY currency, ts > (extract(epoch FROM clock_timestamp()) * 1000)::bigint + $1, ts DESC;
 
 -- name: fund_versions
--- The versions of the funds that partitions changed after a commit each, and the times of their contracts' last listings.
+-- The versions of the funds that some commits of partitions changed, and the times of their contracts' last listings. `moves` names
+-- these funds. Where it lacks a commit, or the names, all funds of the partition are searched for those changed after commit $3.
+-- LIMIT and OFFSET keep the planner from scanning all funds instead of their keys.
+WITH noted AS MATERIALIZED (
+    SELECT k.partition, k.after, m.symbols
+    FROM unnest($1::integer[], $2::bigint[], $3::bigint[]) AS k (partition, commit, after)
+    LEFT JOIN LATERAL (SELECT * FROM moves x WHERE x.partition = k.partition AND x.slot = k.commit % 128 LIMIT 1) m
+        ON m.commit = k.commit
+)
 SELECT f.symbol, f.entry, f.seq, f.adl, c.updated_at AS listed_at
-FROM unnest($1::integer[], $2::bigint[]) AS k (partition, commit) JOIN contracts c USING (partition) JOIN funds f USING (symbol)
-WHERE f.commit > k.commit;
+FROM (SELECT DISTINCT unnest(symbols) AS symbol FROM noted) n
+CROSS JOIN LATERAL (SELECT * FROM funds x WHERE x.symbol = n.symbol LIMIT 1) f
+CROSS JOIN LATERAL (SELECT * FROM contracts x WHERE x.symbol = n.symbol LIMIT 1) c
+UNION ALL
+SELECT f.*
+FROM (SELECT DISTINCT partition, after FROM noted WHERE symbols IS NULL) n
+CROSS JOIN LATERAL (
+    SELECT x.symbol, x.entry, x.seq, x.adl, c.updated_at
+    FROM contracts c JOIN funds x USING (symbol) WHERE c.partition = n.partition AND x.commit > n.after OFFSET 0
+) f;
 
 -- name: entries_between
 -- Up to $3 entries of each contract after $2, for the public: without the account.
@@ -500,14 +524,16 @@ FROM unnest($1::text[], $2::bigint[]) AS s (symbol, after) CROSS JOIN LATERAL (
 SELECT o.symbol, o.adl, o.cause, o.reduce, o.lots, o.price, o.deficit, o.deficit_lots, o.uncovered, o.recovered, o.executed,
        o.state, o.round, o.ts, o.updated_at, o.acknowledged, o.policy_version, o.origin, o.unwound
 FROM unnest($1::text[], $2::bigint[], $3::timestamptz[]) AS k (symbol, adl, updated_at)
-JOIN adl_orders o USING (symbol, adl) WHERE o.updated_at <> k.updated_at ORDER BY o.symbol, o.adl;
+CROSS JOIN LATERAL (SELECT * FROM adl_orders x WHERE x.symbol = k.symbol AND x.adl = k.adl LIMIT 1) o
+WHERE o.updated_at <> k.updated_at ORDER BY o.symbol, o.adl;
 
 -- name: orders_after
 -- Up to $5 orders of some contracts after a number each: those after the order ($3, $4), ascending.
 SELECT o.symbol, o.adl, o.cause, o.reduce, o.lots, o.price, o.deficit, o.deficit_lots, o.uncovered, o.recovered, o.executed,
        o.state, o.round, o.ts, o.updated_at, o.acknowledged, o.policy_version, o.origin, o.unwound
-FROM unnest($1::text[], $2::bigint[]) AS k (symbol, adl) JOIN adl_orders o ON o.symbol = k.symbol AND o.adl > k.adl
-WHERE (o.symbol, o.adl) > ($3, $4) ORDER BY o.symbol, o.adl LIMIT $5;
+FROM unnest($1::text[], $2::bigint[]) AS k (symbol, adl) CROSS JOIN LATERAL (
+    SELECT * FROM adl_orders x WHERE x.symbol = k.symbol AND x.adl > k.adl AND (x.symbol, x.adl) > ($3, $4) ORDER BY x.adl LIMIT $5
+) o ORDER BY o.symbol, o.adl LIMIT $5;
 
 -- name: orders_open
 -- Up to $4 open orders of some contracts: those after the order ($2, $3), ascending.

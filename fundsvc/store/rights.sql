@@ -42,6 +42,7 @@ GRANT INSERT (symbol, side, taken, unwound, deleveraged, held, in_orders, return
     ON holdings TO fundsvc_service;
 GRANT INSERT (poster, epoch), UPDATE (epoch), DELETE ON posters TO fundsvc_service;
 GRANT INSERT (partition, at), UPDATE (at) ON heartbeats TO fundsvc_service;
+GRANT INSERT (partition, slot, commit, symbols), UPDATE (commit, symbols) ON moves TO fundsvc_service;
 
 GRANT INSERT (symbol, hour, first_entry, last_entry, opening, highest, lowest, closing, credited, paid, uncovered, repaid, covered,
               fills, earliest, latest),

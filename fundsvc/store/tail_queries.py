@@ -23,6 +23,13 @@ ORDERS_PER_QUERY = 500
 """Orders that one statement names or returns: two milliseconds of work, because the driver reads an answer in one go."""
 
 
+MOVES_MAX = 128
+"""The number of commits of a partition that the table `moves` keeps: a fifth of a second of the smallest commits."""
+
+EVERY_COMMIT = range(1)
+"""The commits of a partition of which nothing is known. `moves` has no commit 0, and every fund was changed after commit -1."""
+
+
 class FundVersion(NamedTuple):
     """The version of a fund: its last entry, sequence and ADL order, and the time of the contract's last listing."""
 
@@ -44,9 +51,10 @@ class PartitionProgress(NamedTuple):
     epoch: int
     commits: int
 
-    def commit_before(self, now: "PartitionProgress") -> int:
-        """Returns the commit after which funds may have changed by `now`; -1 (all) if commits were not counted since."""
-        return self.commits if self.epoch == now.epoch and self.commits < now.commits else -1
+    def commits_until(self, now: "PartitionProgress") -> range:
+        """Returns the numbers of the commits up to `now`; EVERY_COMMIT if commits were not counted since."""
+        counts = self.epoch == now.epoch and self.commits < now.commits
+        return range(self.commits + 1, now.commits + 1) if counts else EVERY_COMMIT
 
 
 class Offsets(NamedTuple):
@@ -76,9 +84,18 @@ async def offsets(connection: Connection) -> Offsets:
     return Offsets(offsets, rows[0]["now_ms"], rows[0]["as_of_ms"])
 
 
-async def fund_versions(connection: Connection, after: Mapping[int, int]) -> dict[str, FundVersion]:
-    """Returns the versions of the funds that partitions changed after a commit, by contract; -1 selects all funds."""
-    rows = await connection.fetch(SQL["fund_versions"], list(after), list(after.values()))
+async def fund_versions(connection: Connection, commits: Mapping[int, range]) -> dict[str, FundVersion]:
+    """Returns the versions of the funds that some commits of partitions changed, by contract; EVERY_COMMIT selects all funds.
+
+    More than MOVES_MAX commits cost as much as EVERY_COMMIT.
+    """
+    # The first commit suffices to learn that the table does not have all.
+    sought = [
+        (partition, commit, numbers.start - 1)
+        for partition, numbers in commits.items()
+        for commit in (numbers if len(numbers) <= MOVES_MAX else numbers[:1])
+    ]
+    rows = await connection.fetch(SQL["fund_versions"], *map(list, zip(*sought, strict=True)))
     return {symbol: FundVersion(*rest) for symbol, *rest in rows}
 
 
