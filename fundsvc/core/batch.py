@@ -56,8 +56,9 @@ class EventPlace(NamedTuple):
 class BookState(NamedTuple):
     """A contract's book to save with a batch.
 
-    `seq` is the contract's last sequence, `parts` the positions as `BookPart`s in MessagePack, None if they are
-    unchanged since the last save, and `positions` their number. See `Book` for the mark.
+    `seq` is the contract's last sequence, `parts` positions as `BookPart`s in MessagePack, None if they are unchanged since the
+    last save, and `positions` their number. `first` is the number of the first part: with 0 the parts replace all earlier
+    ones, else they contain what changed since these. See `Book` for the mark.
     """
 
     symbol: str
@@ -68,12 +69,14 @@ class BookState(NamedTuple):
     parts: list[bytes] | None
     positions: int
     mark_ts_max: int = 0
+    first: int = 0
 
 
 class StoredBook(NamedTuple):
     """A contract's book as it was saved, after the message `last_id` and the sequence `seq`; see `Book` for the mark.
 
-    `book` iterates over its parts once; it is None if the book never had positions.
+    `book` iterates over its parts once; it is None if the book never had positions. `parts` is the number of parts, 0 if an
+    earlier release saved them in another form.
     """
 
     symbol: str
@@ -84,6 +87,7 @@ class StoredBook(NamedTuple):
     mark_seq: int
     book: Iterable[BookPart] | None
     mark_ts_max: int = 0
+    parts: int = 0
 
 
 class Durations(NamedTuple):

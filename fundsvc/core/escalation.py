@@ -147,14 +147,22 @@ class Escalation:
             self.note_change()
             self._shared.batch.note(order)
 
-    def reopen(self, order: AdlOrder) -> Round:
-        """Continues an open order of the ledger; returns the lots that its round still requests."""
+    def reopen(self, order: AdlOrder, *, promises: bool) -> Round:
+        """Continues an open order of the ledger; returns the lots that its round still requests.
+
+        Without `promises`, `promise_orders` promises these lots to it later.
+        """
         self.fund.open_in_adl += order.rest
-        self.desk.reopen(order)
+        self.desk.reopen(order, promises=promises)
         if order.origin != "shortfall":
             self.takeovers.reopen(order)
         rests = [(account, rest) for account, rest in order.progress.rests() if rest]
         return Round(order.state_row(), [account for account, _ in rests], [rest for _, rest in rests])
+
+    def promise_orders(self) -> None:
+        """Promises the open orders the lots that their rounds still request."""
+        for order in self.orders.values():
+            self.desk.promise(order)
 
     def escalate(self, shortfall: Entry) -> None:
         """Creates the ADL order of a shortfall and begins its first round.

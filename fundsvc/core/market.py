@@ -4,15 +4,27 @@ Settling a fill is the fast path. A shortfall that the fund cannot pay escalates
 first round. Each execution and each end of a round moves the order, until it is done or no position is left to reduce.
 """
 
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 
 import msgspec
 
 from fundsvc.core.adl.book import Book
+from fundsvc.core.adl.book_saves import ROWS_PER_SAVE_MIN, Saved
 from fundsvc.core.adl.order import AdlOrder
 from fundsvc.core.adl.valuation import SideName
+from fundsvc.core.awaited_books import Journal, Postponable, Postponed
 from fundsvc.core.batch import BookState, Round, StoredBook
-from fundsvc.core.checks import check_mark, check_position, check_settle, check_takeover, check_unwind, position_numbers
+from fundsvc.core.checks import (
+    check_fill,
+    check_mark,
+    check_position,
+    check_settle,
+    check_takeover,
+    check_unwind,
+    position_numbers,
+)
 from fundsvc.core.contracts import Contract, TermsChanged, check_relisting
 from fundsvc.core.escalation import Escalation
 from fundsvc.core.events import (
@@ -46,22 +58,27 @@ from fundsvc.core.sequences import (
 from fundsvc.core.shared import Shared
 from fundsvc.core.takeover import Cause, Exposure, check_held
 
+EVENTS_PER_STEP = 200
+"""Postponed events applied per step: about a millisecond."""
+
 
 class Market:
     """The fund, the book and the ADL orders of one contract. `symbol` is its ledger key.
 
-    `before` is the closed generation before it, None for the first, and `since` the last sequence of that.
+    `before` is the closed generation before it, None for the first, and `since` the last sequence of that. `journal` contains
+    what the book has yet to get, None once it is loaded.
     A method that takes an event applies it and adds to the draft what the ledger must record. It raises Rejection, having
     changed nothing, if the event cannot be applied.
     """
 
-    __slots__ = ("_adl", "_shared", "before", "fund", "since", "symbol")
+    __slots__ = ("_adl", "_shared", "before", "fund", "journal", "since", "symbol")
 
     def __init__(self, fund: Fund, shared: Shared, before: "Market | None" = None) -> None:
         self.fund = fund
         self.symbol = fund.contract.symbol
         self.before = before
         self.since = before.last_seq if before else 0
+        self.journal: Journal | None = None
         self._shared = shared
         self._adl = Escalation(fund, shared)
 
@@ -279,7 +296,7 @@ class Market:
 
     def reopen(self, order: AdlOrder) -> Round:
         """Continues an open order of the ledger; returns the lots that its round still requests."""
-        return self._adl.reopen(order)
+        return self._adl.reopen(order, promises=self.journal is None)
 
     def mark(self, mark: Mark, *, is_settled: bool = False) -> None:
         """Sets the mark price, unless the event is a duplicate, and relieves the inventory, unless the mark is settled already.
@@ -336,8 +353,76 @@ class Market:
             desk.book.end_snapshot()
             self.request_book()
 
+    def needs_book(self, event: Event) -> bool:
+        """Whether an event may read or rank positions, or there is no room to postpone it. Only for a book that is awaited."""
+        match event:
+            case Fill():
+                return self._is_uncertain(event)
+            case Mark() | Position() | Snapshot():
+                moves_inventory = self.has_inventory and isinstance(event, Mark)
+                return moves_inventory or (self.journal is not None and len(self.journal) >= self.journal.rows_left)
+        return True
+
+    def _is_uncertain(self, fill: Fill) -> bool:
+        """Whether a fill may read the book: it may escalate, move an inventory, or look for candidates."""
+        fund = self.fund
+        if fill.seq <= fund.seq:
+            return False
+        if self.has_inventory:
+            return True
+        try:
+            worth = fund.worth(fill.side, fill.lots, *check_fill(fill, self.contract))
+        except Rejection:
+            return False
+        is_simple = fund.guard is None and fund.policy.waterfall == "fund_then_adl"
+        return worth < 0 and not (is_simple and -worth <= fund.balance - fund.configured_line)
+
+    def postpone(self, event: Postponable, journal: Journal) -> None:
+        """Accepts an event that the book gets once it is loaded."""
+        match event:
+            case Mark():
+                check_mark(event, self.contract)
+            case Position():
+                check_position(event, self.contract)
+        journal.later.append(Postponed(event, None, self._shared.now_ms))
+        self._shared.postponed += 1
+
+    def take_earlier(self, journal: Journal) -> Iterator[None]:
+        """Applies to the restored book what was settled before the partition was loaded; some events at each step."""
+        while journal.earlier:
+            self._take(journal.earlier, is_counted=True)
+            yield
+        journal.restored = True
+
+    def take_later(self, journal: Journal) -> Iterator[None]:
+        """Promises lots to the open orders, and applies what was postponed since; some events at each step."""
+        self._adl.promise_orders()
+        while journal.later:
+            self._take(journal.later, is_counted=False)
+            yield
+        self.journal = None
+
+    def _take(self, postponed: deque[Postponed], *, is_counted: bool) -> None:
+        """Applies the first EVENTS_PER_STEP events. `is_counted` is whether the ledger counts their duplicates already."""
+        duplicates = self._shared.batch.duplicates
+        before = duplicates[self.symbol]
+        for _ in range(min(EVENTS_PER_STEP, len(postponed))):
+            self._shared.postponed -= 1
+            event, side, self._shared.now_ms = postponed.popleft()
+            with suppress(Rejection):
+                self._apply_to_book(event, side)
+        if is_counted and duplicates[self.symbol] != before:
+            duplicates[self.symbol] = before
+
     def apply_to_book(self, event: Event, side: SideName | None) -> None:
         """Applies to the book alone an event that was settled after the book was saved; see `Partition.apply_to_book`."""
+        if self.journal is None or self.journal.restored:
+            self._apply_to_book(event, side)
+        else:
+            self.journal.earlier.append(Postponed(event, side, self._shared.now_ms))
+            self._shared.postponed += 1
+
+    def _apply_to_book(self, event: Event, side: SideName | None) -> None:
         if self.fund.closing is not None:
             return  # The book of a closed contract is empty.
         match event:
@@ -360,8 +445,9 @@ class Market:
             self._adl.begun_desk.book.prefetch([*accounts])
 
     def request_book(self) -> None:
-        """Requests that the next batches save the book."""
-        self._shared.books_due.setdefault(self.symbol)
+        """Requests that the next batches save the book, unless it is not loaded yet."""
+        if self.journal is None:
+            self._shared.books_due.setdefault(self.symbol)
 
     def clear_book(self) -> None:
         """Makes the next save of the book write it even if it is empty, in place of one saved earlier."""
@@ -373,19 +459,26 @@ class Market:
         if desk is None:
             return BookState(self.symbol, seq, None, 0, 0, None, 0)
         book = desk.book
-        parts = [msgspec.msgpack.encode(part) for part in book.save()] if desk.changed else None
+        saved = desk.saves.take(book) if desk.changed else Saved(0, None, 0)
         desk.changed = False
-        positions = book.open if parts else 0
-        return BookState(self.symbol, seq, book.mark, book.mark_ts, book.mark_seq, parts, positions, book.mark_ts_max)
+        mark = book.mark, book.mark_ts, book.mark_seq
+        return BookState(self.symbol, seq, *mark, saved.parts, saved.rows, book.mark_ts_max, saved.first)
 
-    def restore_mark(self, kept: StoredBook) -> Book:
-        """Sets the mark of a saved book; returns the book, to restore its positions."""
+    def restore_book(self, kept: StoredBook) -> Iterator[None]:
+        """Restores the positions of a saved book, some at each step."""
+        desk, change_rows = self._adl.desk, 0
+        for part in kept.book or ():
+            change_rows += max(ROWS_PER_SAVE_MIN, part.rows) if part.changes else 0
+            yield from desk.book.restore(part)
+        desk.saves.restored(desk.book, kept.parts, change_rows)
+
+    def restore_mark(self, kept: StoredBook) -> None:
+        """Sets the mark of a saved book."""
         book = self._adl.desk.book
         book.mark, book.mark_ts, book.mark_seq = kept.mark, kept.mark_ts, kept.mark_seq
         book.mark_ts_max = max(kept.mark_ts, kept.mark_ts_max)
         if self.fund.inventory is not None and kept.mark is not None:
             self.fund.inventory.reprice(kept.mark)
-        return book
 
     def make_stale(self, known_ms: int) -> None:
         """Marks the book as stale if it has positions; see `Partition.make_stale`."""

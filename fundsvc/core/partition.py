@@ -11,8 +11,11 @@ from typing import Any
 import msgspec
 
 from fundsvc.core.adl.book import Book
+from fundsvc.core.adl.book_parts import ROWS_PER_PART
 from fundsvc.core.adl.order import AdlOrder
+from fundsvc.core.adl.ranking import ROWS_MAX
 from fundsvc.core.adl.valuation import SideName
+from fundsvc.core.awaited_books import POSTPONED_MAX, BookAwaited, Journal, Postponable
 from fundsvc.core.batch import Batch, Draft, RateState, Round, StoredBook, Uncarried
 from fundsvc.core.checks import check_rate
 from fundsvc.core.commitment import LedgerSecret
@@ -110,6 +113,7 @@ class Partition:
         self._shared = Shared(self.batch, self.sequences, recorded, rates={rate.currency: rate for rate in rates})
         self._markets: dict[str, Market] = {}  # by ledger key
         self._current: dict[str, Market] = {}  # by symbol, the newest generation
+        self.awaited: dict[str, Journal] = {}  # by ledger key, the contracts whose books are not loaded yet
         for fund in funds:
             self._open(fund)
         self._handlers: dict[type, Callable[[Any], None]] = {
@@ -151,7 +155,10 @@ class Partition:
         """Applies one event; raises Rejection, having changed no contract, if it cannot be settled or decoded.
 
         `stream_ms` is the time in the id of its message. If that is not a time, the event's own time is not checked.
+        Raises BookAwaited, having changed nothing, if the event needs a book that is not loaded yet.
         """
+        if self.awaited:
+            self._check_loaded(event)
         try:
             market = self._admit(event, stream_ms)
             apply = _MARKET_HANDLERS.get(type(event))
@@ -159,6 +166,8 @@ class Partition:
                 self._handlers[type(event)](event)
             elif market is None:
                 raise self._not_here(event.symbol)  # type: ignore[union-attr]
+            elif market.journal is not None and isinstance(event, Postponable):
+                market.postpone(event, market.journal)
             else:
                 apply(market, event)
         except Rejection:
@@ -176,9 +185,15 @@ class Partition:
     def apply_late(self, event: Event | Rejection, stream_ms: int = 0) -> Entry | None:
         """Applies an event that was rejected before and whose sequence the contract has passed since.
 
-        Returns the first entry it wrote, if any. The caller ensures that the event has not been applied.
+        Returns the first entry it wrote, if any. The caller ensures that the event has not been applied. Raises BookAwaited,
+        having changed nothing, while the book of the contract is not loaded.
         """
         written = len(self.batch.entries)
+        market = self._market_of(event)
+        if market is not None and market.journal is not None:
+            raise BookAwaited(market.symbol)
+        if market is not None and isinstance(event, Settle):
+            self._check_successor(market.fund.successor)
         market = self._admit(event, stream_ms)
         if isinstance(event, Listing):
             self._list(event, late=True)
@@ -193,6 +208,36 @@ class Partition:
                 self._carry(market, event.ts)
         return self.batch.entries[written] if len(self.batch.entries) > written else None
 
+    def await_books(self, saved: Iterable[StoredBook]) -> None:
+        """Begins without the saved books of these contracts; `restore` and `complete` load them, while events are applied."""
+        for one in saved:
+            market = self._markets[one.symbol]
+            if market.fund.closing is None:  # Positions end with their contract.
+                market.journal = self.awaited[one.symbol] = Journal(max(0, ROWS_MAX - one.parts * ROWS_PER_PART))
+
+    def complete(self, key: str) -> Iterator[None]:
+        """Applies what was postponed for a restored book, some events at each step; nothing more is postponed at the end."""
+        market, journal = self._markets[key], self.awaited[key]
+        yield from market.take_later(journal)
+        del self.awaited[key]
+
+    def _check_loaded(self, event: Event | Rejection) -> None:
+        """Raises BookAwaited if the event needs a book that is not loaded yet, or cannot be postponed."""
+        market = self._market_of(event)
+        if market is None or isinstance(event, Rejection):
+            return
+        is_full = self._shared.postponed >= POSTPONED_MAX and isinstance(event, Postponable)
+        if market.journal is not None and (is_full or market.needs_book(event)):
+            raise BookAwaited(market.symbol)
+        if isinstance(event, Settle):
+            self._check_successor(market.fund.successor)
+
+    def _check_successor(self, symbol: str) -> None:
+        """Raises BookAwaited if a successor needs its book to receive a balance: its guard may watch an inventory's worth."""
+        successor = self._current.get(symbol)
+        if successor is not None and successor.journal is not None and successor.has_inventory:
+            raise BookAwaited(successor.symbol)
+
     def take(self, *, with_books: bool = True) -> Batch:
         """Returns the effects of the events since the last call. Books may be included only at the end of a message."""
         books, due = self.batch.books, self._shared.books_due
@@ -203,8 +248,8 @@ class Partition:
         return self.batch.take()
 
     def request_books(self) -> None:
-        """Requests that the next batches save all books, a bounded part with each batch."""
-        self._shared.books_due = dict.fromkeys(sorted(self._markets))
+        """Requests that the next batches save all loaded books, a bounded part with each batch."""
+        self._shared.books_due = dict.fromkeys(sorted(self._markets.keys() - self.awaited.keys()))
 
     @property
     def owes_books(self) -> bool:
@@ -212,14 +257,18 @@ class Partition:
         return bool(self._shared.books_due)
 
     def restore(self, kept: StoredBook) -> Iterator[None]:
-        """Restores a contract's book from a saved one, if there is one; some positions at each step."""
-        if kept.mark is None and kept.book is None:
-            return
-        book = self._markets[kept.symbol].restore_mark(kept)
-        if self._markets[kept.symbol].fund.closing is not None:
-            return  # Positions end with their contract.
-        for part in kept.book or ():
-            yield from book.restore(part)
+        """Restores a contract's book from a saved one, if there is one; some positions at each step.
+
+        If the book is awaited, also applies what was settled after it was saved, as far as it is known; `complete` follows.
+        """
+        market = self._markets[kept.symbol]
+        if kept.mark is not None or kept.book is not None:
+            market.restore_mark(kept)
+            if market.fund.closing is not None:
+                return  # Positions end with their contract.
+            yield from market.restore_book(kept)
+        if market.journal is not None:
+            yield from market.take_earlier(market.journal)
 
     def make_stale(self, known_ms: int) -> None:
         """Marks the books with positions as stale after a stream regression, each until its next snapshot.
@@ -258,12 +307,16 @@ class Partition:
         return [market.fund for market in self._markets.values()]
 
     def books(self) -> Iterator[tuple[Contract, Book]]:
-        """The books of all contracts that have had a mark or a position."""
-        return ((market.contract, market.book) for market in self._markets.values() if market.book)
+        """The loaded books of all contracts that have had a mark or a position."""
+        return ((market.contract, market.book) for market in self._markets.values() if market.book and market.journal is None)
 
     def exposures(self, ts: int) -> Iterator[tuple[str, Exposure | None]]:
-        """The exposures at a time (ms) of all contracts that have had a takeover, by symbol; None without an inventory."""
-        return ((symbol, market.exposure(ts)) for symbol, market in self._markets.items() if market.has_inventory)
+        """The exposures at a time (ms) of all contracts that have had a takeover, by symbol; None without an inventory.
+
+        Without contracts whose book, with the mark, is not loaded yet.
+        """
+        loaded = ((symbol, market) for symbol, market in self._markets.items() if market.journal is None)
+        return ((symbol, market.exposure(ts)) for symbol, market in loaded if market.has_inventory)
 
     def book(self, key: str) -> Book | None:
         """A contract's book; None before its first mark or position."""
@@ -295,6 +348,8 @@ class Partition:
             if market is None:
                 raise self._not_here(event.symbol)
             market.apply_to_book(event, side)
+            if market.journal is not None:
+                return
         self.batch.duplicates.clear()  # They were counted when the event was settled.
 
     def lacking(self, events: Iterable[Event | Rejection], passed: dict[str, int]) -> dict[str, set[int]]:
@@ -409,6 +464,7 @@ class Partition:
             self._check_listable(contract.symbol)
         else:
             contract = msgspec.structs.replace(contract, symbol=market.symbol)
+            self._check_relistable(market, contract, listing)
         if market is not None and market.fund.closing is not None:
             market = self._list_closed(market, contract, opens=status == OPEN and not late)
         elif market is None or (not market.has_ledger and market.contract != contract):
@@ -428,6 +484,14 @@ class Partition:
             market.close_if_idle()
         for ended in filter(None, (market.before, market)):
             self._carry(ended, self._shared.now_ms)
+
+    def _check_relistable(self, market: Market, contract: Contract, listing: Listing) -> None:
+        """Raises BookAwaited if a listing replaces or ends a book that is not loaded yet, or may carry a balance to one."""
+        if market.journal is not None and (market.contract != contract or listing.contract.get("status") in ENDED):
+            raise BookAwaited(market.symbol)
+        self._check_successor(successor_of(listing.contract))
+        if market.before is not None:
+            self._check_successor(market.before.fund.successor)
 
     def _listed(self, symbol: str) -> Market | None:
         """The generation to which a listing belongs. One from before the end of an earlier generation is read again."""

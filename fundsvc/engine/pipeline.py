@@ -16,6 +16,7 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Se
 from functools import partial
 from typing import Protocol
 
+from fundsvc.core.awaited_books import BookAwaited
 from fundsvc.core.batch import Batch, Draft, EventPlace, Offset, Replayed
 from fundsvc.core.events import Event, Reason, Rejected, Rejection, check_replayable
 from fundsvc.core.partition import Partition
@@ -42,8 +43,15 @@ class Ledger(Protocol):
         """Writes a batch and moves the offset in one transaction."""
 
 
+LoadBook = Callable[[str], Awaitable[None]]
+"""Loads the book of a contract, by ledger key, that an event needs."""
+
+
 class Pipeline(Settling[Batch]):
-    """Settles one partition's stream into its ledger; see `Settling` for the arguments."""
+    """Settles one partition's stream into its ledger; see `Settling` for the other arguments.
+
+    `load_book` is required if the partition awaits books.
+    """
 
     def __init__(
         self,
@@ -52,10 +60,13 @@ class Pipeline(Settling[Batch]):
         ledger: Ledger,
         announce: Callable[[Committed[Batch]], Awaitable[None]],
         context: SettlingContext,
+        load_book: LoadBook | None = None,
     ) -> None:
         super().__init__(source, announce, context)
         self._partition = partition
         self._ledger = ledger
+        self._load_book = load_book
+        self._awaited = ""
         self._committed_mark = self._taken_mark = 0
 
     @property
@@ -128,11 +139,23 @@ class Pipeline(Settling[Batch]):
         while group:
             run = events[first : first + min(RUN_EVENTS, self._bound.room(self._partition.batch))]
             first += await self._exclusive.run(partial(self._settle_run, group, run), is_long=is_long)
+            if self._awaited:
+                await self._load_awaited(self._awaited)
+                is_long = self._partition.are_long(events)
             if group and self._is_due():
                 await self._hand_over()
                 if stop.is_set() and not self._partition.batch.uncut:
                     return False
         return True
+
+    async def _load_awaited(self, symbol: str) -> None:
+        """Loads the book that the next event needs; meanwhile the writer writes what is settled before it."""
+        self._awaited = ""
+        await self._hand_over()
+        if self._load_book is None:
+            raise RuntimeError(f"nothing loads the book of {symbol}, which is awaited")
+        await self._load_book(symbol)
+        self._begin_slice()
 
     def _settle_run(self, group: deque[Contents], run: Sequence[Event | Rejection]) -> int:
         """Settles events of a group until the slice ends, at least one, and removes the messages that it completes.
@@ -145,6 +168,8 @@ class Pipeline(Settling[Batch]):
             contents = group[0]
             position = self._settled.settled_of(contents.message.stream_id)
             settled += self._settle_part(contents, position, run[settled : settled + contents.size - position])
+            if self._awaited:
+                break
             if not self._settled.partial_id:
                 group.popleft()
             if time.perf_counter() >= self._slice_ends:
@@ -153,7 +178,10 @@ class Pipeline(Settling[Batch]):
         return settled
 
     def _settle_part(self, contents: Contents, first: int, part: Sequence[Event | Rejection]) -> int:
-        """Settles events of a message from the position `first` on until the slice ends; returns their number."""
+        """Settles events of a message from the position `first` on; returns their number.
+
+        Ends when the slice ends, or before an event that awaits a book.
+        """
         stream_id, position, apply = contents.message.stream_id, first, self._partition.apply
         stream_ms = time_of_id(stream_id)
         for event in part:
@@ -163,9 +191,14 @@ class Pipeline(Settling[Batch]):
                 apply(event, stream_ms)
             except Rejection as rejection:
                 self._reject(contents, position, EventPlace(stream_id, position), rejection, event)
+            except BookAwaited as awaited:
+                self._awaited = awaited.symbol
+                break
             position += 1
             if time.perf_counter() >= self._slice_ends:
                 break
+        if self._awaited and position == first:
+            return 0
         if part:
             self._count(EventPlace(stream_id, position - 1), position - first)
         if position < contents.size:
@@ -198,7 +231,13 @@ class Pipeline(Settling[Batch]):
         await self._until_committed()
         is_open = await self._ledger.is_open(*key)
         settle = partial(self._settle_replayed, contents, events, key, is_open=is_open)
-        await self._exclusive.run(settle, is_long=self._partition.are_long(events))
+        while True:
+            try:
+                await self._exclusive.run(settle, is_long=self._partition.are_long(events))
+            except BookAwaited as awaited:
+                await self._load_awaited(awaited.symbol)
+            else:
+                return
 
     def _settle_replayed(
         self, contents: Contents, events: Sequence[Event | Rejection], key: EventPlace, *, is_open: bool

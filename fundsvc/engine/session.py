@@ -25,6 +25,7 @@ from fundsvc.core.policy import Policies
 from fundsvc.engine.announcing import RoundAnnouncer
 from fundsvc.engine.attempts import Attempts, first_of
 from fundsvc.engine.batch_bound import BatchBound
+from fundsvc.engine.book_loading import BookLoader
 from fundsvc.engine.continuity import CheckedSource, lost_tail, unsettled_messages
 from fundsvc.engine.leases import Steps
 from fundsvc.engine.pipeline import Pipeline
@@ -37,6 +38,7 @@ from fundsvc.engine.target_sizing import TargetSizing
 from fundsvc.logs.batches import Anomalies, Orders, Outcomes, Rejections
 from fundsvc.metrics import Metrics
 from fundsvc.readmodel.book_recovery import BookRecovery
+from fundsvc.store.adl import AdlReader
 from fundsvc.store.database import Pool, StoreRefusal
 from fundsvc.store.freshness import HEARTBEAT_SECONDS
 from fundsvc.store.gaps import Gaps
@@ -61,11 +63,15 @@ log = structlog.get_logger()
 
 
 class _Loaded(NamedTuple):
-    """A partition in memory with all that settles it. `read_from` is the offset at which the pipeline starts to read."""
+    """A partition in memory with all that settles it, and what loads its books.
+
+    `read_from` is the offset at which the pipeline starts to read.
+    """
 
     policies: Policies
     state: Partition
     exclusive: Exclusive
+    books: BookLoader
     announcer: RoundAnnouncer
     pipeline: Pipeline
     read_from: Offset
@@ -200,6 +206,7 @@ class Session:
             async with asyncio.TaskGroup() as tasks:
                 running = [tasks.create_task(task.run()) for task in self._periodic]
                 running.append(tasks.create_task(keep_running("announcing", loaded.announcer.run, self._log)))
+                running.append(tasks.create_task(self._load_books()))
                 # In a separate task: if the pipeline and a periodic task fail at once, a task group within this group's own
                 # task would leave that task cancelled (CPython gh-116720, until 3.13).
                 await asyncio.wait([tasks.create_task(pipeline.run(stop))])
@@ -221,8 +228,9 @@ class Session:
         start = await self._start.find(stored)
         exclusive = Exclusive(self._worker)
         state = self._partition_of(funds, policies, await writer.load_rates())
-        await self._restore_books(state, exclusive, writer, stored)
+        books = await self._book_loader(state, exclusive, writer, stored)
         if start.known_ms is not None:
+            await books.run()
             state.make_stale(start.known_ms)
         orders = await writer.load_orders()
         self._metrics.loaded(funds, orders)
@@ -244,8 +252,9 @@ class Session:
                 SLICE_SHARE * self._config.engine.loop_ms_max / 1000,
                 self._refusals.messages,
             ),
+            books.load,
         )
-        return _Loaded(policies[-1], state, exclusive, announcer, pipeline, start.offset)
+        return _Loaded(policies[-1], state, exclusive, books, announcer, pipeline, start.offset)
 
     def _partition_of(self, funds: Iterable[Fund], policies: Sequence[Policies], rates: Iterable[RateState]) -> Partition:
         stream, currency = self._config.stream, self._config.currency
@@ -280,16 +289,24 @@ class Session:
         if version:
             self._log.warning("policies changed", version=version)
 
-    async def _restore_books(self, state: Partition, exclusive: Exclusive, writer: Writer, stored: Offset) -> None:
-        """Restores the saved ADL books, and applies the events that the stream has up to the stored offset."""
-        kept = await writer.load_books()
-        for book in kept:
-            for _ in state.restore(book):
-                self._counter.restore()
-                await asyncio.sleep(0)
-        recovery = BookRecovery(state, exclusive, self._source, kept, writer.rejected_places, writer.reduced_sides)
+    async def _book_loader(self, state: Partition, exclusive: Exclusive, writer: Writer, stored: Offset) -> BookLoader:
+        """Has the partition begin without its saved books; returns what loads them, up to the stored offset."""
+        saved, ledger = await writer.saved_books(), AdlReader(self._pool)
+        state.await_books(saved)
+        rejected = partial(ledger.rejected_places, self._partition)
+        source = Source(self._client, self._partition, message_bytes_max=self._config.stream.message_bytes_max)
+        recovery = BookRecovery(state, exclusive, source, saved, rejected, ledger.reduced_sides)
         self._counter.recovery = recovery
-        await recovery.run_part(stored)
+        read = partial(ledger.books, self._partition)
+        return BookLoader(state, exclusive, recovery, stored, saved, read, self._counter.restore)
+
+    async def _load_books(self) -> None:
+        """Loads the books that are not loaded yet."""
+        books, state = self._loaded.books, self._loaded.state
+        if not books.loaded.is_set():
+            await books.run()
+        self._log.info("books loaded", positions=sum(book.open for _, book in state.books()))
+        await self._request_books()
 
     async def _handle_commit(self, committed: Committed[Batch]) -> None:
         """Publishes a committed batch: metrics, ADL rounds and log lines."""
@@ -323,6 +340,7 @@ class Session:
         await self._loaded.pipeline.request_books()
 
     async def _compute_targets(self) -> None:
+        await self._loaded.books.loaded.wait()
         state, exclusive, targets = self._loaded.state, self._loaded.exclusive, Targets(self._pool)
         await TargetSizing(state, exclusive, targets, self._config.target.of, self._metrics).recompute()
 

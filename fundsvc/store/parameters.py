@@ -71,7 +71,7 @@ class MovedOrderRow(NamedTuple):
 
 
 class BookRow(NamedTuple):
-    """A saved book; `body` is None if its positions have not changed."""
+    """A saved book; `body` is None if its positions have not changed. `is_whole` replaces all its parts."""
 
     symbol: str
     seq: int
@@ -80,6 +80,15 @@ class BookRow(NamedTuple):
     mark_ts_max: int
     mark_seq: int
     body: bytes | None
+    is_whole: bool
+
+
+class BookPartRow(NamedTuple):
+    """A part of a saved book."""
+
+    symbol: str
+    part: int
+    body: bytes
 
 
 class SuspensionRow(NamedTuple):

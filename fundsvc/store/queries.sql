@@ -112,20 +112,22 @@ ON CONFLICT (symbol, side) DO UPDATE SET taken = excluded.taken, unwound = exclu
     held = excluded.held, in_orders = excluded.in_orders, returned_ts = excluded.returned_ts;
 
 -- name: commit_books
--- Saves books after message $1. `commit_book_part` adds the new parts of large books whose positions changed.
+-- Saves books after message $1, and deletes the parts of those that are saved whole. `commit_book_parts` adds the new parts.
 WITH kept AS (
-    SELECT * FROM unnest($2::text[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[], $7::bigint[], $8::bytea[])
-        AS k (symbol, seq, mark, mark_ts, mark_ts_max, mark_seq, body)
+    SELECT * FROM unnest($2::text[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[], $7::bigint[], $8::bytea[],
+                         $9::boolean[])
+        AS k (symbol, seq, mark, mark_ts, mark_ts_max, mark_seq, body, is_whole)
 ), outdated AS (
-    DELETE FROM book_parts p USING kept k WHERE p.symbol = k.symbol AND k.body IS NOT NULL
+    DELETE FROM book_parts p USING kept k WHERE p.symbol = k.symbol AND k.is_whole
 )
 INSERT INTO books AS b (symbol, last_id, seq, mark, mark_ts, mark_ts_max, mark_seq, body)
 SELECT symbol, $1, seq, mark, mark_ts, mark_ts_max, mark_seq, body FROM kept
 ON CONFLICT (symbol) DO UPDATE SET last_id = excluded.last_id, seq = excluded.seq, mark = excluded.mark,
     mark_ts = excluded.mark_ts, mark_ts_max = excluded.mark_ts_max, mark_seq = excluded.mark_seq, body = coalesce(excluded.body, b.body), kept_at = now();
 
--- name: commit_book_part
-INSERT INTO book_parts (symbol, part, body) VALUES ($1, $2, $3);
+-- name: commit_book_parts
+INSERT INTO book_parts (symbol, part, body)
+SELECT symbol, part, body FROM unnest($1::text[], $2::integer[], $3::bytea[]) AS p (symbol, part, body);
 
 -- name: commit_rates
 -- Rates of a batch. A rate older than the stored one changes nothing, unless the stored one is later than $5 (ms) and so invalid.
@@ -233,8 +235,19 @@ SELECT c.symbol, b.last_id, b.seq, b.mark, b.mark_ts, b.mark_ts_max, b.mark_seq,
 FROM contracts c LEFT JOIN books b USING (symbol)
 WHERE c.partition = $1 AND ($2::text[] IS NULL OR c.symbol = ANY ($2));
 
--- name: load_book_part
-SELECT body FROM book_parts WHERE symbol = $1 AND part = $2;
+-- name: saved_books
+-- The saved books of a partition's contracts, without their positions.
+SELECT c.symbol, b.last_id, b.seq, b.mark, b.mark_ts, b.mark_ts_max, b.mark_seq, NULL::bytea AS body,
+       CASE WHEN b.body IS NULL THEN 0 ELSE greatest(1, (SELECT count(*) FROM book_parts p WHERE p.symbol = c.symbol)) END AS parts
+FROM contracts c LEFT JOIN books b USING (symbol) WHERE c.partition = $1;
+
+-- name: list_book_parts
+-- The sizes of the parts of some books, without reading them.
+SELECT symbol, part, octet_length(body) AS size FROM book_parts WHERE symbol = ANY ($1) ORDER BY symbol, part;
+
+-- name: load_book_parts
+SELECT symbol, body FROM unnest($1::text[], $2::integer[]) AS w (symbol, part) JOIN book_parts p USING (symbol, part)
+ORDER BY symbol, part;
 
 -- name: books_with_positions
 -- Whether any contract of the partition ever had a position, or its fund an inventory, which needs the marks.

@@ -14,8 +14,7 @@ from asyncpg.pool import PoolConnectionProxy
 from fundsvc.core.adl.book_parts import BookPart
 from fundsvc.core.adl.order import AdlOrder, OrderState, RoundProgress
 from fundsvc.core.adl.records import terms_of
-from fundsvc.core.adl.valuation import SideName
-from fundsvc.core.batch import Batch, BookState, Draft, EventPlace, Offset, RateState, StoredBook
+from fundsvc.core.batch import Batch, BookState, Draft, Offset, RateState, StoredBook
 from fundsvc.core.contracts import Contract
 from fundsvc.core.fund.inventory import HoldingState, TrancheState
 from fundsvc.core.fund.settlement import Closing, Fund, FundState
@@ -33,6 +32,7 @@ from fundsvc.store.database import (
     transaction,
 )
 from fundsvc.store.parameters import (
+    BookPartRow,
     BookRow,
     ClosingRow,
     ListingRow,
@@ -68,9 +68,11 @@ STRAYS_NAMED_MAX = 3
 STREAM_START = "0-0"
 """The offset before the first message."""
 
-IN_PARTS = b"\xc1"
-"""The body of a book that is stored in parts. No MessagePack begins with this byte: a version with a schema before 0016 fails
-to read such a book, and does not take it for an empty one.
+IN_PARTS, WITH_CHANGES = b"\xc1", b"\xc0"
+"""The body of a book that is stored in parts: whole, or whole and then changes.
+
+No MessagePack of a book begins with these bytes: a version that cannot read such a book fails, and does not take it for an
+empty one. Versions with a schema before 0016 read neither, those before saves of changes only the first.
 """
 
 MOVED = "FS001"
@@ -78,6 +80,9 @@ MOVED = "FS001"
 
 SMALL_ROWS_MAX = 50
 """Entries that one statement commits faster than a transaction with COPY."""
+
+PART_BYTES_AT_ONCE = 400_000
+"""Bytes of book parts that one statement writes or reads: the driver encodes and parses them without yielding to the loop."""
 
 ROWS_AT_ONCE = 250
 """ADL orders or records that are encoded between two yields to the event loop: 0.5 to 1 ms."""
@@ -145,22 +150,11 @@ class Writer:
         with faults():
             return [RateState(*row) for row in await self._connection.fetch(SQL["load_rates"], self._partition)]
 
-    async def load_books(self) -> list[StoredBook]:
-        """The books of all contracts as they were last kept; one that never was begins with the stream."""
+    async def saved_books(self) -> list[StoredBook]:
+        """Returns the saved books of all contracts without their positions; one that never was saved begins with the stream."""
         with faults():
-            return await load_books(self._connection, self._partition)
-
-    async def rejected_places(self, messages: Sequence[str]) -> Mapping[EventPlace, str | None]:
-        """Returns the rejected events of these messages, each with the id of the message that settled it later, or None."""
-        with faults():
-            rows = await self._connection.fetch(SQL["rejected_places"], self._partition, messages)
-        return {EventPlace(row["stream_id"], row["position"]): row["settled_by"] for row in rows}
-
-    async def reduced_sides(self, orders: Iterable[tuple[str, int]]) -> Mapping[tuple[str, int], SideName]:
-        """Returns the side that each order reduces. An order is a contract and a number; at least one is required."""
-        with faults():
-            rows = await self._connection.fetch(SQL["reduced_sides"], *zip(*orders, strict=True))
-        return {(row["symbol"], row["adl"]): row["reduce"] for row in rows}
+            rows = await self._connection.fetch(SQL["saved_books"], self._partition)
+        return [_stored_book(row, deque()) for row in rows]
 
     async def has_seals(self) -> bool:
         """Returns whether the last entry of any contract has a commitment instead of its account."""
@@ -369,27 +363,45 @@ def _follow(order: AdlOrder, row: asyncpg.Record) -> None:
 async def load_books(
     connection: asyncpg.Connection | PoolConnectionProxy, partition: int, symbols: Sequence[str] | None = None
 ) -> list[StoredBook]:
-    """Returns the last saved books of a partition's contracts, optionally only of `symbols`.
-
-    Fetches the parts of a large book one by one, because the driver parses an answer without yielding to the event loop.
-    """
+    """Returns the last saved books of a partition's contracts, optionally only of `symbols`."""
     async with snapshot(connection):
         rows = await connection.fetch(SQL["load_books"], partition, symbols)
-        return [_stored_book(row, await _load_parts(connection, row)) for row in rows]
+        parts = await _load_parts(connection, [row["symbol"] for row in rows if row["body"] in (IN_PARTS, WITH_CHANGES)])
+        return [_stored_book(row, parts.get(row["symbol"]) or _split(row["body"])) for row in rows]
 
 
-async def _load_parts(connection: asyncpg.Connection | PoolConnectionProxy, row: asyncpg.Record) -> deque[bytes | memoryview]:
-    """Returns the encoded parts of the book in a row of `load_books`; none if the book never had positions."""
-    body = row["body"]
-    if body == IN_PARTS:
-        return deque(
-            [await connection.fetchval(SQL["load_book_part"], row["symbol"], number) for number in range(row["parts"])]
-        )
-    return _split(body) if body else deque()
+async def _load_parts(
+    connection: asyncpg.Connection | PoolConnectionProxy, symbols: Sequence[str]
+) -> dict[str, deque[bytes | memoryview]]:
+    """Returns the encoded parts of books, by contract; several statements read parts of many bytes."""
+    found: defaultdict[str, deque[bytes | memoryview]] = defaultdict(deque)
+    wanted: list[tuple[str, int]] = []
+    size = 0
+    for symbol, part, part_size in await connection.fetch(SQL["list_book_parts"], symbols) if symbols else ():
+        if wanted and size + part_size > PART_BYTES_AT_ONCE:
+            await _read_parts(connection, wanted, found)
+            wanted, size = [], 0
+        wanted.append((symbol, part))
+        size += part_size
+    if wanted:
+        await _read_parts(connection, wanted, found)
+    return found
 
 
-def _split(body: bytes) -> deque[bytes | memoryview]:
-    """Returns the parts of a book with one body. Releases without `book_parts` wrote a large book as an array of parts."""
+async def _read_parts(
+    connection: asyncpg.Connection | PoolConnectionProxy,
+    wanted: Sequence[tuple[str, int]],
+    found: Mapping[str, deque[bytes | memoryview]],
+) -> None:
+    """Appends these parts, which are ordered by contract and number, to those of their books."""
+    for symbol, body in await connection.fetch(SQL["load_book_parts"], *zip(*wanted, strict=True)):
+        found[symbol].append(body)
+
+
+def _split(body: bytes | None) -> deque[bytes | memoryview]:
+    """Returns the parts of a book with one body, as earlier releases wrote it; some wrote a large book as an array of parts."""
+    if body is None:
+        return deque()
     try:
         return deque(msgspec.msgpack.decode(body, type=list[memoryview]))
     except msgspec.ValidationError:
@@ -401,7 +413,8 @@ def _stored_book(row: asyncpg.Record, parts: deque[bytes | memoryview]) -> Store
     last_id, seq = row["last_id"] or STREAM_START, row["seq"] or 0
     book = _decoded(parts) if parts else None
     mark = row["mark"], row["mark_ts"] or 0, row["mark_seq"] or 0
-    return StoredBook(row["symbol"], last_id, seq, *mark, book, row["mark_ts_max"] or 0)
+    in_parts = row["body"] in (None, IN_PARTS, WITH_CHANGES)
+    return StoredBook(row["symbol"], last_id, seq, *mark, book, row["mark_ts_max"] or 0, row["parts"] if in_parts else 0)
 
 
 def _decoded(parts: deque[bytes | memoryview]) -> Iterator[BookPart]:
@@ -452,17 +465,22 @@ def _statements(batch: Batch, partition: int, after: Offset, orders: list[list[l
 
 
 def _books(books: Sequence[BookState], last_id: str) -> Iterator[tuple[str, Sequence[Any]]]:
-    """Yields the statements that save books, with their parameters. Each part of a large book has a separate statement."""
+    """Yields the statements that save books, with their parameters. Statements with parts have a bounded size."""
     yield "commit_books", (last_id, *arrays(BookRow, map(_book_row, books)))
+    rows: list[BookPartRow] = []
+    size = 0
     for kept in books:
-        if _is_in_parts(kept):
-            yield from (("commit_book_part", (kept.symbol, number, part)) for number, part in enumerate(kept.parts or ()))
+        for number, part in enumerate(kept.parts or (), kept.first):
+            if rows and size + len(part) > PART_BYTES_AT_ONCE:
+                yield "commit_book_parts", arrays(BookPartRow, rows)
+                rows, size = [], 0
+            rows.append(BookPartRow(kept.symbol, number, part))
+            size += len(part)
+    if rows:
+        yield "commit_book_parts", arrays(BookPartRow, rows)
 
 
 def _book_row(kept: BookState) -> BookRow:
-    body = IN_PARTS if _is_in_parts(kept) else kept.parts and kept.parts[0]
-    return BookRow(kept.symbol, kept.seq, kept.mark, kept.mark_ts, kept.mark_ts_max, kept.mark_seq, body or None)
-
-
-def _is_in_parts(kept: BookState) -> bool:
-    return kept.parts is not None and len(kept.parts) > 1
+    is_whole = kept.parts is not None and not kept.first
+    body = None if kept.parts is None else IN_PARTS if is_whole else WITH_CHANGES
+    return BookRow(kept.symbol, kept.seq, kept.mark, kept.mark_ts, kept.mark_ts_max, kept.mark_seq, body, is_whole)

@@ -24,6 +24,7 @@ import mutual_ledger
 import mutual_pool
 import peer
 import psutil
+import restart as restarts
 import revisions
 import scraping
 import serving
@@ -235,6 +236,25 @@ def metrics(
     with _servers(directory) as servers, _progress() as show_progress:
         results = _run(scraping.measure(servers, scraping.Load(contracts, rate, turns), show_progress))
     _finish(results, results.targets, lambda console: scraping.show(results, console), as_json)
+
+
+@application.command()
+def restart(
+    contracts: Annotated[int, typer.Option(help="Contracts.")] = 300,
+    positions: Annotated[int, typer.Option(help="Open positions over all contracts; the target is for 1,000,000.")] = 20_000,
+    changed: Annotated[int, typer.Option(help="Changed positions of the measured save.")] = 1_000,
+    tail: Annotated[int, typer.Option(help="Changed positions that are not saved before the restart.")] = 10_000,
+    directory: Directory = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure a restart with many positions up to the first settled fill, and the WAL of saving a few changed positions.
+
+    Exits with 1 when a target is missed.
+    """
+    load = restarts.Load(contracts, positions, changed, tail)
+    with _servers(directory) as servers, _progress() as show_progress:
+        results = _run(restarts.measure(servers, load, show_progress))
+    _finish(results, results.targets, lambda console: restarts.show(results, console), as_json)
 
 
 @application.command()

@@ -517,7 +517,7 @@ def test_contract_without_a_book_is_saved_as_an_empty_book():
     settling = partition()
     settling.admit(Fund(UNIT))
     settling.request_books()
-    assert settling.take().books == [(UNIT.symbol, 0, None, 0, 0, None, 0, 0)]
+    assert settling.take().books == [(UNIT.symbol, 0, None, 0, 0, None, 0, 0, 0)]
     restore(settling, StoredBook(UNIT.symbol, "0-0", 0, None, 0, 0, None))
     assert settling.book(UNIT.symbol) is None
     assert settling.price_decimals(UNIT.symbol) == 12

@@ -1,4 +1,5 @@
 import math
+import random
 from collections import deque
 from collections.abc import Iterator
 from fractions import Fraction
@@ -16,6 +17,7 @@ from fundsvc.core.adl import ranking as ranking_module
 from fundsvc.core.adl import side as side_module
 from fundsvc.core.adl.book import Book
 from fundsvc.core.adl.book_parts import BookPart, SidePart
+from fundsvc.core.adl.book_saves import ROWS_PER_SAVE_MIN, BookSaves
 from fundsvc.core.adl.directory import NONE
 from fundsvc.core.adl.ranking import BLOCK_ROWS
 from fundsvc.core.adl.rows import GROWTH, Rows
@@ -175,6 +177,104 @@ def test_a_step_restores_few_positions_or_owners(monkeypatch):
     steps = [again.open + len(owners_of(again)) for _ in again.restore(part)]
     assert max(after - before for before, after in pairwise([0, *steps, 40])) <= 3
     assert (rows_of(again), owners_of(again)) == (rows_of(book), owners_of(book))
+
+
+class Saves:
+    """The saved parts of a book, as the ledger keeps them, and their rows."""
+
+    def __init__(self):
+        self.parts = []
+        self.written = 0
+
+    def take(self, saves, book):
+        saved = saves.take(book)
+        self.parts[saved.first :] = saved.parts
+        self.written += saved.rows
+
+    def restored(self):
+        book, saves = Book(UNIT), BookSaves()
+        parts = [msgspec.msgpack.decode(part, type=BookPart) for part in self.parts]
+        for part in parts:
+            deque(book.restore(part), maxlen=0)
+        saves.restored(book, len(parts), sum(max(ROWS_PER_SAVE_MIN, part.rows) for part in parts if part.changes))
+        return book, saves
+
+
+def change(book, dice, seq):
+    """Changes a book in one of all ways in which events change it."""
+    account, leg = f"a{dice.randrange(40)}", dice.choice(("BOTH", "BOTH", "BOTH", "LONG", "SHORT"))
+    match dice.choices(range(6), (60, 12, 6, 2, 2, 2))[0]:
+        case 0:
+            lots = dice.choice((0, 0, 1, -1)) * dice.randrange(1, 9)
+            lots = abs(lots) if leg != "BOTH" else lots
+            book.set(
+                account, lots, dice.randrange(1, 99) * PRICE, dice.randrange(99), leg, dice.choice(("", "", "x", "y", "z"))
+            )
+            if dice.random() < 0.3:
+                book.remember(account, leg, seq)
+        case 1:
+            book.reduce(dice.choice(("long", "short")), account, dice.randrange(1, 9))
+        case 2:
+            book.mark_seen(account, leg)
+        case 3:
+            book.begin_snapshot()
+        case 4:
+            book.end_snapshot()
+        case 5:
+            side = book.sides[dice.choice(("long", "short"))]
+            side.promise(account, 3)
+            side.promise(account, -3)
+
+
+def contents(book):
+    """All that saving must keep, without the order of rows."""
+    found = []
+    for part in book.save():
+        for side in (part.long, part.short):
+            lots, entry_prices, margins = (
+                np.frombuffer(column, "<i8") for column in (side.lots, side.entry_price, side.margin)
+            )
+            seqs = np.frombuffer(side.seq, "<i8") if side.seq else np.zeros(len(lots), int)
+            seen, legs = side.seen or bytes(len(lots)), side.legs or bytes(len(lots))
+            rows = zip(side.accounts, lots, entry_prices, margins, seqs, seen, legs, strict=True)
+            # Only the sequence of a closed position means something.
+            found += [(side is part.long, *(row if row[1] else (row[0], row[4]))) for row in rows]
+    owned = {account: sorted(book.owners.of_same(account)) for account in book.owners.by_account()}
+    return sorted(found), owned, dict(book.owners.by_account()), book.stale, book.open
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_book_is_restored_from_a_save_and_its_changes(seed, monkeypatch):
+    monkeypatch.setattr(book_module, "ROWS_PER_PART", 5)
+    monkeypatch.setattr(side_module, "GONE_MIN", 3)
+    dice = random.Random(seed)
+    undisturbed, book, saves, kept = Book(UNIT), Book(UNIT), BookSaves(), Saves()
+    changes = 0
+    for seq in range(1, 400):
+        again = dice.random()
+        for one in (undisturbed, book):
+            change(one, random.Random(again), seq)
+        if dice.random() < 0.15:
+            kept.take(saves, book)
+            changes += any(msgspec.msgpack.decode(part, type=BookPart).changes for part in kept.parts)
+            assert contents(kept.restored()[0]) == contents(undisturbed)
+            if dice.random() < 0.3:
+                book, saves = kept.restored()
+    assert changes > 5
+
+
+def test_saves_write_in_proportion_to_the_changes():
+    book, saves, kept = Book(UNIT), BookSaves(), Saves()
+    for number in range(5_000):
+        book.set(f"a{number}", 1, PRICE, 7)
+    kept.take(saves, book)
+    assert kept.written == 5_000
+    for number in range(500):
+        for account in range(20):
+            book.set(f"a{(number * 20 + account) % 5_000}", 2 + number, PRICE, 7)
+        kept.take(saves, book)
+    assert kept.written <= 5_000 + 2 * 10_000
+    assert sum(part.rows for part in (msgspec.msgpack.decode(part, type=BookPart) for part in kept.parts)) <= 2 * 5_000
 
 
 @pytest.mark.parametrize("lots", [1, -1, 0], ids=["long", "short", "closed"])

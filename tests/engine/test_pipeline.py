@@ -16,6 +16,7 @@ from ledgers import TS, fill, listing
 from msgspec.structs import replace
 
 from fundsvc.concurrency.exclusive import Exclusive
+from fundsvc.core import partition as partition_module
 from fundsvc.core.adl.book_parts import BookPart
 from fundsvc.core.adl.order import AdlOrder, RoundProgress
 from fundsvc.core.adl.records import order_of, terms_of
@@ -32,6 +33,7 @@ from fundsvc.core.events import (
     Rate,
     Reason,
     Rejection,
+    Settle,
     Snapshot,
     Takeover,
     Unwind,
@@ -50,6 +52,7 @@ from fundsvc.core.sequences import (
     content_of_unwind,
 )
 from fundsvc.engine.batch_bound import EVENTS_PER_BATCH_MAX, BatchBound
+from fundsvc.engine.book_loading import BookLoader
 from fundsvc.engine.pipeline import Pipeline
 from fundsvc.engine.settling import Reading, SettlingContext
 from fundsvc.readmodel.book_recovery import BookRecovery
@@ -140,7 +143,8 @@ class FakeLedger:
         self.rejected, self.settled, self.settled_by = {}, {}, {}
         self.tranches, self.holdings = {}, {}
         self.offset = Offset("0-0", 0)
-        self.inside = 0
+        self.inside = self.waits = self.postponed = 0
+        self.held = set()  # contracts whose books cannot be read yet
         self._policy = policy or Policy()
         self.last_id = last_id
 
@@ -158,24 +162,41 @@ class FakeLedger:
         rates = self.rates.values()
         return Partition(0, 1, funds, {"USDT": 8}, 10, lambda _: self._policy, policies=self.policies, rates=rates)
 
-    async def load_all(self, messages):
-        """The partition as a session loads it: with its books up to the offset, and its open orders."""
-        partition, kept, weather = self.load(), [self._kept(symbol) for symbol in self.listings], self.weather.milder()
-        for book in kept:
-            for _ in partition.restore(book):
-                await weather.through(int)
-        source = FakeRecoverySource(messages, weather)
-        recovery = BookRecovery(partition, Exclusive(), source, kept, self._rejected_places, self._reduced_sides)
-        await recovery.run_part(self.offset)
+    def begin(self, messages):
+        """The partition as a session begins with it: without its books but with its open orders, and what loads the books."""
+        partition, saved, weather = self.load(), [self._saved(symbol) for symbol in self.listings], self.weather.milder()
+        partition.await_books([one._replace(book=None) for one in saved])
+        source, exclusive = FakeRecoverySource(messages, weather), Exclusive()
+        recovery = BookRecovery(partition, exclusive, source, saved, self._rejected_places, self._reduced_sides)
+
+        async def read(symbols):
+            if self.held:
+                await eventually(lambda: not self.held & {*symbols})
+            self.postponed += sum(len(journal.later) for journal in partition.awaited.values())
+            return await weather.through(lambda: [self._saved(symbol) for symbol in symbols])
+
         for state in self.orders.values():
             if state.state == "open":
                 partition.reopen(self._reopened(state))
+        return partition, BookLoader(partition, exclusive, recovery, self.offset, saved, read, int), exclusive
+
+    async def load_book(self, books, symbol):
+        """Loads a book for which an event waits."""
+        self.waits += 1
+        await books.load(symbol)
+
+    async def load_all(self, messages):
+        """The partition once all its books are loaded."""
+        partition, books, _ = self.begin(messages)
+        await books.run()
+        assert not partition.awaited
         return partition
 
-    def _kept(self, symbol):
+    def _saved(self, symbol):
         last_id, state = self.books.get(symbol, ("0-0", BookState(symbol, 0, None, 0, 0, None, 0)))
         parts = map(partial(msgspec.msgpack.decode, type=BookPart), state.parts) if state.parts else None
-        return StoredBook(symbol, last_id, state.seq, state.mark, state.mark_ts, state.mark_seq, parts, state.mark_ts_max)
+        mark = state.mark, state.mark_ts, state.mark_seq
+        return StoredBook(symbol, last_id, state.seq, *mark, parts, state.mark_ts_max, len(state.parts or ()))
 
     def _reopened(self, state):
         order = AdlOrder(**{name: value for name, value in state._asdict().items() if name != "recovered"})
@@ -278,7 +299,9 @@ class FakeLedger:
         self.holdings |= {(row.symbol, row.side): row for row in batch.holdings}
         for book in batch.books:
             _, known = self.books.get(book.symbol, (None, None))
-            self.books[book.symbol] = after.last_id, book if book.parts or not known else book._replace(parts=known.parts)
+            before = known.parts or [] if known and (book.first or not book.parts) else []
+            assert book.first in (0, len(before)), "parts follow those saved before"
+            self.books[book.symbol] = after.last_id, book._replace(parts=[*before, *(book.parts or ())] or None)
         for event in batch.rejected:
             known = self.rejected.get((event.stream_id, event.position), event)
             self.rejected[event.stream_id, event.position] = replace(event, identity=event.identity or known.identity)
@@ -306,16 +329,16 @@ async def nowhere(committed):
     pass
 
 
-def pipeline_of(
-    source, ledger, announce=nowhere, bound=None, refused=MappingProxyType({}), slice_seconds=0.0025, partition=None
-):
+def pipeline_of(source, ledger, announce=nowhere, bound=None, refused=MappingProxyType({}), slice_seconds=0.0025, begun=None):
     offset = ledger.offset
+    partition, books, exclusive = begun or (ledger.load(), None, Exclusive())
     return Pipeline(
-        partition or ledger.load(),
+        partition,
         source,
         ledger,
         announce,
-        SettlingContext(Exclusive(), offset, offset, bound or BatchBound(ROWS_MAX), slice_seconds, refused),
+        SettlingContext(exclusive, offset, offset, bound or BatchBound(ROWS_MAX), slice_seconds, refused),
+        partial(ledger.load_book, books) if books else None,
     )
 
 
@@ -329,14 +352,14 @@ async def settle(messages, weather=None, policy=None):
             await pipeline.request_books()
 
     while not ledger.complete.is_set():
-        pipeline = None
+        partition, books, _ = begun = ledger.begin(messages)
+        pipeline = pipeline_of(FakeSource(messages, weather), ledger, save_books, bound, begun=begun)
         try:
-            partition = await ledger.load_all(messages)
-            source = FakeSource(messages, weather)
-            pipeline = pipeline_of(source, ledger, save_books, bound, partition=partition)
-            await pipeline.run(ledger.complete)
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(books.run())
+                await asyncio.wait([tasks.create_task(pipeline.run(ledger.complete))])
         except* Crash:
-            if pipeline and pipeline.writing:
+            if pipeline.writing:
                 bound.shrink(pipeline.writing)
     return ledger, partition
 
@@ -494,7 +517,7 @@ def _position(book, name, row):
 
 async def test_any_schedule_of_crashes_gives_the_undisturbed_ledger_and_memory():
     seen = dict.fromkeys(("replayed", "inside", "orders", "executions", "rounds", "done", "guards", "rates", "policies"), 0)
-    seen |= dict.fromkeys(("takeovers", "unwinds", "forced", "deleveraged", "relieved", "unwound"), 0)
+    seen |= dict.fromkeys(("waits", "postponed", "takeovers", "unwinds", "forced", "deleveraged", "relieved", "unwound"), 0)
     for seed in range(SEEDS):
         messages = Story(random.Random(seed)).write()
         undisturbed, memory = await settle(messages, policy=GUARDED)
@@ -511,6 +534,8 @@ async def test_any_schedule_of_crashes_gives_the_undisturbed_ledger_and_memory()
         kinds = [one.record.kind for one in disturbed.records]
         seen["replayed"] += sum(entry is not None for entry in disturbed.settled.values())
         seen["inside"] += disturbed.inside
+        seen["waits"] += disturbed.waits
+        seen["postponed"] += disturbed.postponed
         seen["orders"] += len(disturbed.orders)
         seen["executions"] += kinds.count("execution")
         seen["rounds"] += kinds.count("round")
@@ -526,6 +551,95 @@ async def test_any_schedule_of_crashes_gives_the_undisturbed_ledger_and_memory()
         seen["relieved"] += sum(state.origin == "inventory" for state in disturbed.orders.values())
         seen["unwound"] += sum(state.unwound > 0 for state in disturbed.orders.values())
     assert min(seen.values()) > SEEDS / 10, seen
+
+
+BOOKS = [
+    message(1, *(event for symbol in ("AAA", "BBB") for event in (listing(symbol), Mark(symbol, "900", TS)))),
+    message(2, *(Position(symbol, ACCOUNTS[1], -30, "1000", "3000", TS) for symbol in ("AAA", "BBB"))),
+]
+PAID = Fill("AAA", 1, "sell", 4, "1010", "1000", TS)
+
+
+async def restarted(messages):
+    """A ledger of BOOKS with saved books, and a restart with these messages added, that loads no book before it may."""
+    ledger = FakeLedger("2-0")
+    pipeline = pipeline_of(FakeSource(BOOKS, Weather()), ledger)
+    await pipeline.request_books()
+    await pipeline.run(ledger.complete)
+    assert set(ledger.books) == {"AAA", "BBB"}
+    ledger.held, ledger.complete = {"AAA", "BBB"}, asyncio.Event()
+    messages = [*BOOKS, *messages]
+    ledger.last_id = messages[-1].stream_id
+    partition, books, _ = begun = ledger.begin(messages)
+    return ledger, partition, books, pipeline_of(FakeSource(messages, Weather()), ledger, begun=begun)
+
+
+@asynccontextmanager
+async def loading(books):
+    task = asyncio.create_task(books.run())
+    yield
+    task.cancel()
+    await asyncio.wait([task])
+
+
+@pytest.mark.parametrize(
+    ("event", "waits"),
+    [
+        (PAID, False),
+        (Mark("AAA", "950", TS + 1), False),
+        (Position("AAA", ACCOUNTS[2], 5, "1000", "30", TS), False),
+        (Snapshot("AAA", "begin", TS), False),
+        (Rate("BTC", "5", TS), False),
+        (listing("AAA"), False),
+        (Fill("AAA", 1, "sell", 4, "990", "1000", TS), True),
+        (Takeover("AAA", 1, "sell", 4, "1000", TS), True),
+        (Unwind("AAA", 1, "sell", 4, "1000", TS), True),
+        (AdlFill("AAA", 1, 1, ACCOUNTS[1], 4, TS), True),
+        (AdlEnd("AAA", 1, 1, TS), True),
+        (Settle("AAA", 1, "1000", TS), True),
+    ],
+    ids=lambda value: type(value).__name__ if not isinstance(value, bool) else None,
+)
+async def test_event_waits_for_the_book_of_its_contract_only_if_it_may_read_it(event, waits):
+    ledger, partition, books, pipeline = await restarted([message(3, event), message(4, Mark("BBB", "7", TS))])
+    async with loading(books):
+        running = asyncio.create_task(pipeline.run(ledger.complete))
+        if waits:
+            await eventually(lambda: ledger.waits)
+            assert ledger.offset.last_id == "2-0"
+            ledger.held = {"BBB"}
+        await asyncio.wait_for(running, 5)
+        assert ("AAA" in partition.awaited) != waits
+        assert "BBB" in partition.awaited
+
+
+async def test_postponed_events_are_in_the_book_once_it_is_loaded():
+    sent = [
+        Mark("AAA", "800", TS),
+        Position("AAA", ACCOUNTS[1], -7, "990", "300", TS),
+        Position("AAA", ACCOUNTS[2], -5, "1", "1", TS),
+    ]
+    escalated = Fill("AAA", 1, "sell", 4, "990", "1000", TS)
+    ledger, partition, books, pipeline = await restarted([message(3, *sent), message(4, escalated)])
+    ledger.held = set()
+    async with loading(books):
+        await pipeline.run(ledger.complete)
+    (round_,) = ledger.rounds
+    assert (round_.accounts, round_.lots) == ([ACCOUNTS[1]], [4])
+    assert partition.book("AAA").open == 2
+
+
+async def test_events_wait_for_their_book_when_too_many_are_postponed(monkeypatch):
+    monkeypatch.setattr(partition_module, "POSTPONED_MAX", 3)
+    sent = [Position("AAA", account, -7, "990", "30", TS) for account in ACCOUNTS]
+    ledger, partition, books, pipeline = await restarted([message(3, *sent)])
+    async with loading(books):
+        running = asyncio.create_task(pipeline.run(ledger.complete))
+        await eventually(lambda: ledger.waits)
+        assert len(partition.awaited["AAA"]) == 3
+        ledger.held = {"BBB"}
+        await asyncio.wait_for(running, 5)
+    assert partition.book("AAA").open == len(ACCOUNTS)
 
 
 OPENED = (
@@ -720,7 +834,7 @@ async def test_replayed_state_does_not_replace_a_newer_one(state):
     assert not ledger.settled
     fresh = FakeLedger("3-0")
     partition = fresh.load()
-    await pipeline_of(FakeSource(messages, Weather()), fresh, partition=partition).run(fresh.complete)
+    await pipeline_of(FakeSource(messages, Weather()), fresh, begun=(partition, None, Exclusive())).run(fresh.complete)
     book = partition.book("LATE")
     assert (book.mark, [side for side, _ in book.positions("anna")]) == (8 * 10**12, ["short"])
 

@@ -48,7 +48,7 @@ from fundsvc.store.parameters import (
 from fundsvc.store.reader import Reader
 from fundsvc.store.rows import COLUMNS
 from fundsvc.store.schema import check_schema
-from fundsvc.store.writer import SMALL_ROWS_MAX, OwnershipLost, load_books, open_writer
+from fundsvc.store.writer import IN_PARTS, SMALL_ROWS_MAX, WITH_CHANGES, OwnershipLost, load_books, open_writer
 
 START = Offset("0-0", 0)
 NEXT = Offset("1-0", 1)
@@ -647,9 +647,9 @@ def saved_book(rows):
     return BookPart(saved_side(rows), saved_side(3), stale=True, known_ms=7)
 
 
-def keep(*parts):
-    """A batch that saves a book; without parts its positions are unchanged."""
-    book = BookState("ABC", 5, 6, 7, 8, [msgspec.msgpack.encode(part) for part in parts] or None, 0)
+def keep(*parts, first=0):
+    """A batch that saves a book; without parts its positions are unchanged, with `first` the parts are changes."""
+    book = BookState("ABC", 5, 6, 7, 8, [msgspec.msgpack.encode(part) for part in parts] or None, 0, first=first)
     return replace(batch_of(listing("ABC")), books=[book])
 
 
@@ -671,9 +671,38 @@ async def test_book_is_loaded_as_last_saved(config, writer, owner_connection, si
     await writer.commit(keep(*parts), NEXT, Offset("2-0", 2))
     await writer.commit(keep(), Offset("2-0", 2), Offset("3-0", 3))
     loaded, found = await kept(config, owner_connection)
-    assert loaded._replace(book=None) == StoredBook("ABC", "3-0", 5, 6, 7, 8, None, 0)
+    assert loaded._replace(book=None) == StoredBook("ABC", "3-0", 5, 6, 7, 8, None, 0, len(sizes))
     assert found == parts
-    assert await owner_connection.fetchval("SELECT count(*) FROM book_parts") == (len(sizes) if len(sizes) > 1 else 0)
+    assert await owner_connection.fetchval("SELECT count(*) FROM book_parts") == len(sizes)
+    (saved,) = await writer.saved_books()
+    assert saved == loaded._replace(book=None)
+
+
+async def test_changes_of_a_book_are_added_to_its_parts_until_it_is_saved_whole(config, writer, owner_connection):
+    parts = [saved_book(rows) for rows in (4, 5, 1, 2, 3)]
+    offsets = [Offset(f"{number}-0", number) for number in range(1, 6)]
+    await writer.commit(keep(*parts[:2]), START, offsets[0])
+    await writer.commit(keep(*parts[2:4], first=2), offsets[0], offsets[1])
+    await writer.commit(keep(*parts[4:], first=4), offsets[1], offsets[2])
+    loaded, found = await kept(config, owner_connection)
+    assert (loaded.parts, found) == (5, parts)
+    assert await owner_connection.fetchval("SELECT body FROM books") == WITH_CHANGES
+    await writer.commit(keep(*parts[3:4]), offsets[2], offsets[3])
+    loaded, found = await kept(config, owner_connection)
+    assert (loaded.parts, found) == (1, parts[3:4])
+    assert await owner_connection.fetchval("SELECT body FROM books") == IN_PARTS
+
+
+async def test_saving_a_few_changed_positions_of_a_large_book_writes_little(writer, owner_connection):
+    whole, changes = [saved_book(ROWS_PER_PART)] * 20, saved_book(10)
+    written = []
+    offsets = [START, *(Offset(f"{number}-0", number) for number in (1, 2))]
+    for number, batch in enumerate((keep(*whole), keep(changes, first=20))):
+        before = await owner_connection.fetchval("SELECT pg_current_wal_insert_lsn()")
+        await writer.commit(batch, offsets[number], offsets[number + 1])
+        written.append(await owner_connection.fetchval("SELECT pg_current_wal_insert_lsn() - $1::pg_lsn", before))
+    assert written[1] < written[0] / 10
+    assert written[1] < 40_000  # Mostly first images of pages.
 
 
 async def test_failed_commit_leaves_the_saved_book(config, writer, owner_connection):

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Literal
 
-from fundsvc.core.adl.book_parts import NOTHING_KNOWN, ROWS_PER_PART, BookPart
+from fundsvc.core.adl.book_parts import NOTHING_KNOWN, ROWS_PER_PART, BookPart, closed_rows
 from fundsvc.core.adl.directory import NONE
 from fundsvc.core.adl.owners import Owners
 from fundsvc.core.adl.side import ROWS_PER_STEP, Side
@@ -142,19 +142,54 @@ class Book:
             sides = self._long.save(long[rows]), self._short.save(short[rows])
             yield BookPart(*sides, self.stale, self.known_ms, dict(islice(owners, ROWS_PER_PART)))
 
+    def save_changes(self) -> Iterator[BookPart]:
+        """Yields what changed since the book was last saved, like `save`. First the accounts whose rows were freed."""
+        gone = self._long.gone(), self._short.gone()
+        for first in range(0, max(map(len, gone)), ROWS_PER_PART):
+            long_gone, short_gone = (closed_rows(accounts[first : first + ROWS_PER_PART]) for accounts in gone)
+            yield BookPart(long_gone, short_gone, self.stale, self.known_ms, changes=True)
+        by_account = self.owners.by_account()
+        owners = iter([(account, by_account.get(account, "")) for account in sorted(self.owners.changed)])
+        long, short = self._long.changed_rows(), self._short.changed_rows()
+        for first in range(0, max(1, len(long), len(short), len(self.owners.changed)), ROWS_PER_PART):
+            rows = slice(first, first + ROWS_PER_PART)
+            sides = self._long.save(long[rows]), self._short.save(short[rows])
+            yield BookPart(*sides, self.stale, self.known_ms, dict(islice(owners, ROWS_PER_PART)), changes=True)
+
+    @property
+    def changes_all(self) -> bool:
+        """Whether the next save must be whole, because all positions may have changed."""
+        return self._long.changes_all or self._short.changes_all
+
+    @property
+    def changed(self) -> int:
+        """The number of rows that a save of the changes contains."""
+        return sum(len(side.changed_rows()) + len(side.gone()) for side in self.sides.values())
+
+    @property
+    def kept(self) -> int:
+        """The number of rows that a whole save contains."""
+        return len(self._long.kept_rows()) + len(self._short.kept_rows())
+
+    def forget_changes(self) -> None:
+        """Begins to record changes since a save of the book."""
+        self.owners.changed.clear()
+        for side in self.sides.values():
+            side.forget_changes()
+
     def restore(self, saved: BookPart) -> Iterator[None]:
         """Restores the positions of a saved part, ROWS_PER_STEP per step."""
         self.stale, self.known_ms = saved.stale, saved.known_ms
         yield from self._long.restore(saved.long)
         yield from self._short.restore(saved.short)
         for named, (account, owner) in enumerate(saved.owners.items(), 1):
-            self.owners.assign(account, owner)
-            self._note_open(account)
+            self.owners.restore(account, owner)
+            self._note_saved(account)
             if named % ROWS_PER_STEP == 0:
                 yield
         accounts = (*saved.long.accounts, *saved.short.accounts) if self.owners else ()
         for number, account in enumerate(accounts, 1):
-            self._note_open(account)
+            self._note_saved(account)
             if number % ROWS_PER_STEP == 0:
                 yield
 
@@ -165,10 +200,9 @@ class Book:
         if account in self.owners:
             self.owners.note(account, is_open=self._is_open(account))
 
-    def _note_open(self, account: str) -> None:
-        """Records that an account with a known owner has an open position, if it has one; see `restore`."""
-        if account in self.owners and self._is_open(account):
-            self.owners.note(account, is_open=True)
+    def _note_saved(self, account: str) -> None:
+        if account in self.owners:
+            self.owners.note_saved(account, is_open=self._is_open(account))
 
     def _sides_of(self, leg: Leg) -> Sequence[Side]:
         match leg:

@@ -44,7 +44,9 @@ class SidePart(msgspec.Struct, array_like=True, frozen=True):
 class BookPart(msgspec.Struct, array_like=True, frozen=True):
     """A part of a saved book. Restoring all parts in order restores the book.
 
-    `owners` contains the owner of each account for which the matching engine named one.
+    `owners` contains the owner of each account for which the matching engine named one. A part of `changes` contains what
+    changed since the parts before it were saved: rows with their new numbers, closed ones with 0 lots, and the accounts whose
+    owner was forgotten with "".
     """
 
     long: SidePart
@@ -52,3 +54,14 @@ class BookPart(msgspec.Struct, array_like=True, frozen=True):
     stale: bool = False
     known_ms: int = NOTHING_KNOWN
     owners: dict[str, str] = {}
+    changes: bool = False
+
+    @property
+    def rows(self) -> int:
+        """The number of rows of both sides."""
+        return len(self.long.accounts) + len(self.short.accounts)
+
+
+def closed_rows(accounts: list[str]) -> SidePart:
+    """Returns the form of accounts whose rows were freed."""
+    return SidePart(accounts, *(bytes(CELL_BYTES * len(accounts)) for _ in range(3)))

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from fundsvc.core.adl.allocation import NO_INDICES, SHARE_UNITS, RunningSharing, Shares
 from fundsvc.core.adl.book import Book
+from fundsvc.core.adl.book_saves import BookSaves
 from fundsvc.core.adl.candidates import Candidates
 from fundsvc.core.adl.directory import NONE
 from fundsvc.core.adl.order import EMPTY_ROUND, AdlOrder, RoundRequest, RoundTerms
@@ -35,8 +36,8 @@ GROWTH = 4
 class AdlDesk:
     """Selects the positions of rounds. Lots that an open order requests are promised: no other order requests them.
 
-    `changed` is whether positions changed since the book was last saved. `policy_under` returns the policy of a version; an
-    order keeps the version under which it began.
+    `changed` is whether positions changed since the book was last saved, and `saves` are its saves. `policy_under` returns the
+    policy of a version; an order keeps the version under which it began.
     """
 
     def __init__(self, contract: Contract, policy: Policy, policy_under: Callable[[int], Policy] | None = None) -> None:
@@ -44,6 +45,7 @@ class AdlDesk:
         self._policy_under = policy_under or (lambda _: policy)
         self.book = Book(contract)
         self.orders: dict[int, AdlOrder] = {}
+        self.saves = BookSaves()
         self.changed = False
 
     def begin_round(self, order: AdlOrder, now_ms: int) -> RoundTerms:
@@ -63,10 +65,18 @@ class AdlDesk:
             found.sharing.take(side.promises)
         return terms
 
-    def reopen(self, order: AdlOrder) -> None:
-        """Adds a loaded open order, and promises it the lots that its round still requests."""
+    def reopen(self, order: AdlOrder, *, promises: bool = True) -> None:
+        """Adds a loaded open order; with `promises`, promises it the lots that its round still requests."""
         self.orders[order.adl] = order
-        self._promise(order)
+        if promises:
+            self.promise(order)
+
+    def promise(self, order: AdlOrder) -> None:
+        """Promises an order the lots that its round still requests."""
+        side = self.book.sides[order.reduce]
+        for account, rest in order.progress.rests():
+            if rest:
+                side.promise(account, rest)
 
     def end_round(self, order: AdlOrder) -> None:
         """Ends the current round of an order, and withdraws the promises of lots that were not executed."""
@@ -115,12 +125,6 @@ class AdlDesk:
             *inputs,
             lots,
         )
-
-    def _promise(self, order: AdlOrder) -> None:
-        side = self.book.sides[order.reduce]
-        for account, rest in order.progress.rests():
-            if rest:
-                side.promise(account, rest)
 
     def _find(self, request: RoundRequest, policy: Policy) -> "_Search":
         """Selects positions: first those without a failure for this order, then those with the fewest failures."""

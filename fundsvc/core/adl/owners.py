@@ -7,13 +7,15 @@ class Owners:
     """Stores the owner of each account. An account keeps its owner until the matching engine names another, or until no account
     of the owner has an open position.
 
-    Only events forget owners. If saving a book did, ADL would depend on the times of saves, and a replay could differ.
+    `changed` are the accounts whose owner changed or was forgotten since the book was last saved. Only events forget owners. If
+    saving a book did, ADL would depend on the times of saves, and a replay could differ.
     """
 
     def __init__(self) -> None:
         self._owner: dict[str, str] = {}
         self._accounts: dict[str, set[str]] = {}
         self._open: dict[str, set[str]] = {}
+        self.changed: set[str] = set()
 
     def __len__(self) -> int:
         return len(self._owner)
@@ -39,6 +41,27 @@ class Owners:
             self._accounts[before].remove(account)
             self._open[before].discard(account)
             self._forget_closed(before)
+        self.changed.add(account)
+        self._set(account, owner)
+
+    def restore(self, account: str, owner: str) -> None:
+        """Sets the saved owner of an account, or forgets it with "". Other accounts keep their owner; `note_saved` follows."""
+        before = self._owner.pop(account, None)
+        if before is not None:
+            self._accounts[before].remove(account)
+            self._open[before].discard(account)
+            if not self._accounts[before]:
+                del self._accounts[before], self._open[before]
+        if owner:
+            self._set(account, owner)
+
+    def note_saved(self, account: str, *, is_open: bool) -> None:
+        """Records whether an account of a book that is being restored has an open position; forgets no owner."""
+        owner = self._owner.get(account)
+        if owner is not None:
+            (self._open[owner].add if is_open else self._open[owner].discard)(account)
+
+    def _set(self, account: str, owner: str) -> None:
         self._owner[account] = owner
         self._accounts.setdefault(owner, set()).add(account)
         self._open.setdefault(owner, set())
@@ -64,3 +87,4 @@ class Owners:
             del self._open[owner]
             for account in self._accounts.pop(owner):
                 del self._owner[account]
+                self.changed.add(account)

@@ -36,6 +36,9 @@ ROWS_PER_STEP = 200
 ROWS_AT_ONCE = 32
 """From this number of rows on, numpy reads and writes them as columns; fewer are accessed one by one."""
 
+GONE_MIN = 1000
+"""When more accounts than this, and than are left, lost their rows since a save, the next save is whole."""
+
 ROWS_FREED_MAX = 5000
 """Most rows that the end of a snapshot frees. Further closed rows stay assigned to their accounts."""
 
@@ -44,12 +47,14 @@ class Side:
     """The positions of one side, one row per account. Ranking uses floats per lot; everything else uses exact integers.
 
     A closed row is freed for another account when no open order is promised lots of it and it has no sequence. `promises`
-    counts the changes of promised lots.
+    counts the changes of promised lots. `changes_all` is whether all rows may have changed since the book was last saved.
     """
 
     def __init__(self, contract: Contract, name: SideName) -> None:
         self.valuation = Valuation(contract, name)
+        self.changes_all = False
         self._lot_value = self.valuation.lot_value
+        self._gone: set[str] = set()  # accounts whose rows were freed since the book was last saved
         self._clear()
 
     def _clear(self) -> None:
@@ -108,6 +113,7 @@ class Side:
         cells[cell + 2] = margin
         numbers.entry_at[row] = self._lot_value(entry_price)
         numbers.margin_per_lot_at[row] = margin / lots
+        numbers.changed_at[row] = 1
         self._columns = self._ranking = self._leaders = self._all_candidates = None
         if self._seen is not None:
             self._mark_row_seen(row)
@@ -168,6 +174,7 @@ class Side:
         if row == NONE:
             row = self._add(account)
         self._rows.add_seq()[row] = seq
+        self._rows.changed_at[row] = 1
 
     def mark_seen(self, account: str) -> None:
         """Marks the account's row, if it has one, as contained in the current snapshot."""
@@ -186,6 +193,7 @@ class Side:
         if row >= len(self._legs):
             self._legs.extend(bytes(len(self._rows) - len(self._legs)))
         self._legs[row] = is_leg
+        self._rows.changed_at[row] = 1
 
     @property
     def has_legs(self) -> bool:
@@ -198,12 +206,14 @@ class Side:
 
     def begin_snapshot(self) -> None:
         """Begins a snapshot: no row is marked as contained in it."""
+        self.changes_all = True
         self._seen = bytearray(len(self._rows))
 
     def end_snapshot(self) -> None:
         """Ends a snapshot: closes every position that it does not contain."""
         if self._seen is None:
             return
+        self.changes_all = True
         seen = np.frombuffer(self._seen.ljust(len(self._rows), b"\0"), np.uint8)
         rows = np.flatnonzero((self._rows.lots > 0) & (seen == 0))
         self._seen = None
@@ -346,6 +356,20 @@ class Side:
         lots, seq = self._rows.lots, self._rows.seq
         return np.flatnonzero(lots > 0 if seq is None else (lots > 0) | (seq > 0))
 
+    def changed_rows(self) -> NDArray[np.intp]:
+        """Returns the rows that changed since the book was last saved, closed ones included, without freed ones."""
+        return np.flatnonzero(self._rows.changed[: len(self.accounts)])
+
+    def gone(self) -> list[str]:
+        """Returns the accounts whose rows were freed since the book was last saved; some may have another row since."""
+        return sorted(self._gone)
+
+    def forget_changes(self) -> None:
+        """Begins to record changes since a save of the book."""
+        self.changes_all = False
+        self._gone.clear()
+        self._rows.changed[:] = 0
+
     def save(self, rows: NDArray[np.intp]) -> SidePart:
         """Returns the saved form of some rows."""
         lots, entry_price, margin = (
@@ -372,9 +396,11 @@ class Side:
         for account, *position in zip(part.accounts, *columns, strict=True):
             if position[0]:
                 self.set(account, *position)
+            else:
+                self.close(account)
         for account, is_leg in zip(part.accounts, part.legs, strict=False):
-            if is_leg and self.row_of(account) != NONE:
-                self.set_leg(account, is_leg=True)
+            if (is_leg or self.has_legs) and self.row_of(account) != NONE:
+                self.set_leg(account, is_leg=bool(is_leg))
         if part.seq:
             for account, number in zip(part.accounts, np.frombuffer(part.seq, "<i8").tolist(), strict=True):
                 if number:
@@ -394,12 +420,14 @@ class Side:
             if row >= len(seen):
                 seen.extend(bytes(len(self._rows) - len(seen)))
             seen[row] = named
+            self._rows.changed_at[row] = 1
 
     def _close(self, row: int) -> None:
         self.open -= 1
         self.lots -= self._rows.exact_at[FIELDS * row]
         self._rows.exact_at[FIELDS * row] = 0
         self._rows.entry_at[row] = math.nan
+        self._rows.changed_at[row] = 1
         self._columns = self._ranking = self._leaders = self._all_candidates = None
 
     def _release(self, row: int) -> None:
@@ -414,10 +442,16 @@ class Side:
         cells, cell, seq = self._rows.exact_at, FIELDS * row, self._rows.seq
         if cells[cell] or cells[cell + PROMISED] or (seq is not None and seq[row]):
             return
+        account = self.accounts[row]
+        self._gone.add(account)
         if self._directory.used == 1:
             self._clear_rows()
         else:
-            self._directory.remove(self.accounts[row])
+            self._rows.changed_at[row] = 0
+            self._directory.remove(account)
+        if len(self._gone) > GONE_MIN + self._directory.used:
+            self._gone.clear()
+            self.changes_all = True
 
     def _clear_rows(self) -> None:
         """Releases the memory of an empty side."""

@@ -5,7 +5,7 @@ from alembic import op
 from fundsvc.store.migrations import run_script
 
 revision = "0025"
-down_revision = "0022"
+down_revision = "0023"
 
 _SCHEMA = """
 CREATE TABLE moves (
