@@ -34,8 +34,14 @@ def check_identifiers(event: Named) -> None:
 
 
 def are_plain(one: str, two: str, three: str = "") -> bool:
-    """Whether texts are certainly identifiers. Nearly all are: this test saves most events `check_identifiers`."""
-    return (one + two + three).isprintable() and not (one[:1] in _DOUBTFUL or two[:1] in _DOUBTFUL or three[:1] in _DOUBTFUL)
+    """Whether texts are certainly identifiers. Nearly all are: this test saves most events `check_identifiers`.
+
+    Most consist of ASCII letters and digits, which bytes recognise several times faster than text does.
+    """
+    text = one + two + three
+    if text.isascii() and text.encode().isalnum():
+        return True
+    return text.isprintable() and not (one[:1] in _DOUBTFUL or two[:1] in _DOUBTFUL or three[:1] in _DOUBTFUL)
 
 
 def _check_leg(position: Position) -> None:

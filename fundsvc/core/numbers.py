@@ -34,7 +34,7 @@ def parse_amount(text: str, decimals: int) -> int:
     """Returns the amount in units of 10**-decimals; raises Rejection unless it is exact, 64-bit and not negative."""
     whole, point, fraction = text.partition(".")
     digits = whole + fraction
-    if not (digits.isdigit() and digits.isascii() and whole) or (point and not fraction):
+    if not (digits.isascii() and digits.isdigit() and whole) or (point and not fraction):
         raise Rejection(Reason.INVALID_NUMBER, f"{text!r} is not a plain decimal number such as 84478.9")
     missing = decimals - len(fraction)
     if missing < 0:
