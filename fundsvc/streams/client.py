@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from redis._parsers.hiredis import _AsyncHiredisParser
 from redis.asyncio import Redis
-from redis.asyncio.cluster import RedisCluster
+from redis.asyncio.cluster import ClusterPipeline, RedisCluster
 from redis.asyncio.connection import AbstractConnection, ConnectionPool
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
@@ -63,6 +63,29 @@ class _Pool(_ReportsLoss, ConnectionPool):
 
 class _SentinelPool(_ReportsLoss, SentinelConnectionPool):
     pass
+
+
+class _ClusterPipeline(ClusterPipeline):
+    """A pipeline after whose failure the client looks up the nodes again. The driver does so only for single commands."""
+
+    async def execute(self, raise_on_error: bool = True, allow_redirections: bool = True) -> list[Any]:
+        answers: list[Any] = []
+        try:
+            answers = await super().execute(raise_on_error, allow_redirections)
+        except RedisCluster.ERRORS_ALLOW_RETRY as error:
+            answers = [error]
+            raise
+        finally:
+            if any(isinstance(answer, RedisCluster.ERRORS_ALLOW_RETRY) for answer in answers):
+                self.cluster_client._initialize = True  # noqa: SLF001 - the driver has no other way to it
+        return answers
+
+
+class _Cluster(RedisCluster):
+    """A cluster whose pipelines follow a failover."""
+
+    def pipeline(self, transaction: Any = None, *_: Any) -> ClusterPipeline:
+        return _ClusterPipeline(self, transaction)  # type: ignore[abstract]
 
 
 class ReplyTooLarge(Exception):
@@ -129,7 +152,8 @@ async def skim(client: StreamClient, key: str, command: Sequence[Any]) -> Any:
 def _own_connection(client: StreamClient, key: str) -> Any:
     if isinstance(client, RedisCluster):
         node = client.get_node_from_key(key)
-        assert node, "the client has been used before"
+        if node is None:
+            raise RedisConnectionError("the node of the stream is not known at the moment")
         return node.connection_class(**node.connection_kwargs)
     return client.connection_pool.make_connection()  # type: ignore[no-untyped-call]
 
@@ -163,14 +187,23 @@ def faults() -> Iterator[None]:
             raise asyncio.CancelledError
     except (OSError, TimeoutError) as error:
         raise StreamFault(f"{type(error).__name__}: {error}") from error
-    except RuntimeError as error:
-        if LOST_CONNECTION not in str(error):
+    except (AttributeError, IndexError, KeyError, RuntimeError) as error:
+        if not _is_of_driver(error):
             raise
-        raise StreamFault(str(error)) from error
+        raise StreamFault(f"the connection was lost: {type(error).__name__}: {error}") from error
     except (RedisError, RedisClusterException) as error:
         if isinstance(error, DataError) or (isinstance(error, ResponseError) and _MISTAKES.search(str(error))):
             raise
         raise StreamFault(f"{type(error).__name__}: {error}") from error
+
+
+def _is_of_driver(error: BaseException) -> bool:
+    """Whether the driver or the event loop raised an error: a task uses a connection that another one just closed."""
+    trace = error.__traceback__
+    while trace and trace.tb_next:
+        trace = trace.tb_next
+    module = str(trace.tb_frame.f_globals.get("__name__")) if trace else ""
+    return module.startswith("redis.") or LOST_CONNECTION in str(error)
 
 
 @asynccontextmanager
@@ -184,7 +217,7 @@ async def open_client(config: StreamConfig) -> AsyncIterator[StreamClient]:
     }
     async with AsyncExitStack() as stack:
         if config.mode == "cluster":
-            cluster: RedisCluster = RedisCluster.from_url(config.url, **options, socket_keepalive_options=KEEPALIVE)
+            cluster: RedisCluster = _Cluster.from_url(config.url, **options, socket_keepalive_options=KEEPALIVE)
             _bound(cluster)
             stack.push_async_callback(_close_cluster, cluster)
             yield cluster

@@ -1,0 +1,131 @@
+"""A Valkey Cluster whose primaries end, freeze and come back: nothing acknowledged is lost, and nothing stays stuck."""
+
+import asyncio
+import socket
+import time
+
+import pytest
+from eventually import eventually
+from valkey_cluster import NODE_TIMEOUT_MS, valkey_cluster
+
+from fundsvc.streams.client import StreamFault, open_client, server_time_ms, stream_key
+from fundsvc.streams.producer import Producer
+from fundsvc.streams.source import Source
+
+PARTITIONS = 12
+STARTS = 20
+RECOVERY_SECONDS_MAX = NODE_TIMEOUT_MS / 1000 + 2
+MESSAGE = [b'{"type":"none"}']
+
+
+def free_ports():
+    """Yields ports that nobody uses."""
+    while True:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        yield port
+
+
+@pytest.fixture
+async def cluster(tmp_path):
+    async with valkey_cluster(tmp_path, free_ports()) as cluster:
+        yield cluster
+
+
+class Traffic:
+    """A producer and a reader of each partition; `acknowledged` and `read` are ids by partition."""
+
+    def __init__(self, client, replicas_min=0):
+        self._client = client
+        self._producer = Producer(client, PARTITIONS, replicas_min=replicas_min)
+        self.acknowledged = {number: [] for number in range(PARTITIONS)}
+        self.read = {number: [] for number in range(PARTITIONS)}
+        self.appended_at = dict.fromkeys(range(PARTITIONS), 0.0)
+        self.read_at = dict.fromkeys(range(PARTITIONS), 0.0)
+
+    async def run(self, stop):
+        async with asyncio.TaskGroup() as tasks:
+            for number in range(PARTITIONS):
+                tasks.create_task(self._produce(number, stop))
+                tasks.create_task(self._follow(number, stop))
+
+    async def _produce(self, number, stop):
+        while not stop.is_set():
+            try:
+                self.acknowledged[number] += await self._producer.append_bodies(number, "json", MESSAGE)
+                self.appended_at[number] = time.monotonic()
+            except StreamFault:
+                await asyncio.sleep(0.05)
+            await asyncio.sleep(0.01)
+
+    async def _follow(self, number, stop):
+        source = Source(self._client, number)
+        while not stop.is_set():
+            try:
+                messages, _ = await source.read_with_state((self.read[number] or ["0-0"])[-1], 100)
+                self.read[number] += [message.stream_id for message in messages]
+                self.read_at[number] = time.monotonic()
+            except StreamFault:
+                await asyncio.sleep(0.05)
+
+    def flows_since(self, moment):
+        """Whether every partition was appended to and read since a moment."""
+        return min(*self.appended_at.values(), *self.read_at.values()) > moment
+
+
+async def test_twenty_clients_start_with_concurrent_partitions(cluster):
+    for _ in range(STARTS):
+        async with open_client(cluster.config(PARTITIONS)) as client:
+            reads = (Source(client, number).read_with_state("0-0") for number in range(PARTITIONS))
+            await asyncio.gather(*reads, server_time_ms(client, stream_key(0)))
+
+
+@pytest.mark.alone
+@pytest.mark.parametrize("failure", ["kill", "freeze"])
+async def test_producers_and_readers_follow_a_failed_primary(cluster, failure):
+    async with open_client(cluster.config(PARTITIONS)) as client:
+        traffic, stop = Traffic(client), asyncio.Event()
+        running = asyncio.create_task(traffic.run(stop))
+        begun = time.monotonic()
+        await eventually(lambda: traffic.flows_since(begun))
+        failed = cluster.primary_of(stream_key(0))
+        getattr(failed, failure)()
+        moment = time.monotonic()
+        promoted = moment + NODE_TIMEOUT_MS / 1000
+        await eventually(lambda: traffic.flows_since(promoted))
+        took = time.monotonic() - moment
+        print(f"{failure}: every partition flows again after {took:.1f} s")
+        stop.set()
+        await running
+    assert took < RECOVERY_SECONDS_MAX
+
+
+async def test_acknowledged_messages_survive_a_frozen_primary(cluster):
+    config = cluster.config(PARTITIONS)
+    async with open_client(config) as client:
+        traffic, stop = Traffic(client, replicas_min=1), asyncio.Event()
+        running = asyncio.create_task(traffic.run(stop))
+        begun = time.monotonic()
+        await eventually(lambda: traffic.flows_since(begun))
+        frozen = cluster.primary_of(stream_key(0))
+        frozen.freeze()
+        await asyncio.sleep(2 * NODE_TIMEOUT_MS / 1000)
+        frozen.wake()
+        woken = time.monotonic()
+        await eventually(lambda: traffic.flows_since(woken))
+        stop.set()
+        await running
+        kept = {number: await ids_of(Source(client, number)) for number in range(PARTITIONS)}
+    lost = {number: set(ids) - kept[number] for number, ids in traffic.acknowledged.items()}
+    sent = sum(map(len, traffic.acknowledged.values()))
+    print(f"{sent} acknowledged, {sum(map(len, lost.values()))} lost")
+    assert not any(lost.values())
+
+
+async def ids_of(source):
+    found, last = set(), "0-0"
+    while messages := await source.read(last):
+        found |= {message.stream_id for message in messages}
+        last = messages[-1].stream_id
+    return found
