@@ -454,7 +454,8 @@ WHERE $1::text[] IS NULL OR c.symbol = ANY ($1)
 ORDER BY c.symbol;
 
 -- name: heartbeat
-INSERT INTO heartbeats AS h (partition, at) VALUES ($1, clock_timestamp()) ON CONFLICT (partition) DO UPDATE SET at = excluded.at;
+INSERT INTO heartbeats AS h (partition, at) SELECT unnest($1::integer[]), clock_timestamp()
+ON CONFLICT (partition) DO UPDATE SET at = excluded.at;
 
 -- name: newest_heartbeat
 SELECT pg_is_in_recovery() AS is_replica, (SELECT (extract(epoch FROM max(at)) * 1000)::bigint FROM heartbeats) AS at_ms;

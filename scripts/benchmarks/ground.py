@@ -44,14 +44,14 @@ class Ledger(NamedTuple):
 
 
 @asynccontextmanager
-async def new_ledger(servers: EmbeddedServers, name: str) -> AsyncIterator[Ledger]:
+async def new_ledger(servers: EmbeddedServers, name: str, partitions: int = 1) -> AsyncIterator[Ledger]:
     """Yields a migrated, empty ledger and an empty stream server; drops the database at the end."""
     dsn, owner_dsn = (address.replace("/fundsvc?", f"/{name}?") for address in (servers.dsn, servers.owner_dsn))
     ledger = Ledger(dsn, owner_dsn, servers.stream_url)
     owner = await asyncpg.connect(servers.owner_dsn)
     try:
         await owner.execute(f"CREATE DATABASE {name}")
-        await migrate(ledger.owner_dsn, 1)
+        await migrate(ledger.owner_dsn, partitions)
         async with stream_of(ledger) as client:
             await client.flushall()
         yield ledger
