@@ -8,6 +8,7 @@ is trimmed by age, but keeps all announcements since the oldest unacknowledged o
 import asyncio
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from functools import partial
 from itertools import islice
 from typing import NamedTuple, Protocol
@@ -37,6 +38,9 @@ CHECK_SECONDS = 1.0
 
 RETRY_SECONDS = 0.5
 """The pause after a fault of the stream server."""
+
+TRIM_SECONDS = 30.0
+"""How often the announcer trims the stream while no rounds are open."""
 
 RETENTION_SECONDS = 300.0
 """How long acknowledged announcements stay in the stream for other readers."""
@@ -117,11 +121,13 @@ class RoundAnnouncer:
         self._open: dict[OrderKey, OpenRound] = {}
         self._unannounced: dict[OrderKey, OpenRound] = {}
         self._updated = asyncio.Event()
+        self._pause = CHECK_SECONDS
 
     def update(self, orders: Iterable[OrderState]) -> None:
         """Receives orders in their committed state."""
         for order in orders:
             self._update((order.symbol, order.adl), order)
+        self._pause = CHECK_SECONDS
         self._updated.set()
 
     def _update(self, key: OrderKey, order: OrderState) -> None:
@@ -152,10 +158,9 @@ class RoundAnnouncer:
                 await asyncio.sleep(RETRY_SECONDS)
 
     async def _wait_for_update(self) -> None:
-        try:
-            await asyncio.wait_for(self._updated.wait(), CHECK_SECONDS)
-        except TimeoutError:
-            return
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._pause):
+                await self._updated.wait()
         self._updated.clear()
 
     async def _announce_new(self) -> None:
@@ -203,7 +208,10 @@ class RoundAnnouncer:
         return msgspec.json.encode(announcement_of(order, self._orders.price_decimals(key[0])))
 
     async def _check_rounds(self) -> None:
-        """Repeats due announcements, ends rounds that are open for too long, and trims the stream."""
+        """Repeats due announcements, ends rounds that are open for too long, and trims the stream.
+
+        Without open rounds, the next check is only after TRIM_SECONDS.
+        """
         now, now_ms = time.monotonic(), await self._announcer.now_ms()
         for round_ in self._open.values():
             round_.began_ms = round_.began_ms or now_ms
@@ -218,6 +226,7 @@ class RoundAnnouncer:
         await asyncio.sleep(0)  # A storm has ten thousand open rounds; iterating over them takes milliseconds.
         await self._end_late(now_ms)
         await self._trim(waiting.values(), now_ms)
+        self._pause = CHECK_SECONDS if self._open else TRIM_SECONDS
 
     def _set_metrics(self, waiting: dict[OrderKey, OpenRound], now_ms: int) -> None:
         oldest = min((round_.began_ms for round_ in waiting.values()), default=None)

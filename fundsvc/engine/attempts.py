@@ -99,6 +99,8 @@ class Attempts:
 
     async def resume(self) -> None:
         """Records that the session settles."""
+        if self._recorded == self.problem == "":
+            return
         self._outage.over()
         if self._halted:
             self._log.info(f"{self._part} resumed")

@@ -3,14 +3,27 @@
 Each read checks both before any of its messages is settled. Ids decide; the server's counters give the number of lost messages.
 """
 
+import time
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from fundsvc.core.batch import Offset
 from fundsvc.engine.settling import Reading
 from fundsvc.store.gaps import KnownGap
 from fundsvc.store.writer import STREAM_START
-from fundsvc.streams.client import StreamFault
+from fundsvc.streams.client import StreamClient, StreamFault
+from fundsvc.streams.idle import IdleStreams, milliseconds_to_tick
 from fundsvc.streams.source import Source, StreamState, id_order
+from fundsvc.streams.survey import Survey
+from fundsvc.wire.codec import Message
+
+
+class Streams(NamedTuple):
+    """The stream server as all sessions of an engine share it."""
+
+    client: StreamClient
+    idle: IdleStreams
+    survey: Survey
 
 
 class StreamGap(NamedTuple):
@@ -67,20 +80,35 @@ def unsettled_messages(stream: StreamState, offset: Offset) -> int:
 
 
 class CheckedSource:
-    """A partition's stream that verifies its continuity at each read. Gaps up to the id `known_until` are known."""
+    """A partition's stream that verifies its continuity at each read. Gaps up to the id `known_until` are known.
 
-    def __init__(self, source: Source, known_until: str) -> None:
+    While the stream has no messages, it waits together with others, and verifies what the survey found.
+    """
+
+    def __init__(self, source: Source, known_until: str, streams: Streams) -> None:
         self._source = source
         self._known_until = known_until
+        self._streams = streams
+        self._is_idle = False
+        self._read_at = 0.0
 
     async def read(self, after: Offset, block_ms: int) -> Reading:
         """Returns messages after an offset; raises StreamFault if the tail is lost, GapFound if unread messages are missing."""
-        messages, stream = await self._source.read_with_state(after.last_id, block_ms)
+        if self._is_idle and not await self._streams.idle.wait(self._source.key, after.last_id):
+            if seen := self._streams.survey.seen(self._source, self._read_at):
+                self._check(seen.state, after, ())
+            return Reading((), None)
+        messages, stream = await self._source.read_with_state(after.last_id, min(block_ms, milliseconds_to_tick()))
+        self._is_idle, self._read_at = not messages, time.monotonic()
+        self._check(stream, after, messages)
+        at_end = bool(messages) and messages[-1].stream_id == stream.final_id
+        return Reading(messages, stream.added if at_end else None)
+
+    def _check(self, stream: StreamState, after: Offset, messages: Sequence[Message]) -> None:
+        """Compares the state of the stream with an offset, and with the messages after it that were read just before."""
         if lost_tail(stream, after):
             raise StreamFault(f"the stream ends at {stream.last_id}, before the offset {after.last_id}")
         gap = find_gap(stream, after, self._known_until)
         # A message that was deleted right after this read returned it is not missing.
         if gap and not (gap.until_id == stream.deleted_id and any(gap.until_id == one.stream_id for one in messages)):
             raise GapFound(f"unread messages up to {gap.until_id} left the stream")
-        at_end = bool(messages) and messages[-1].stream_id == stream.final_id
-        return Reading(messages, stream.added if at_end else None)

@@ -8,7 +8,7 @@ from concurrent.futures import Executor
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import structlog
 
@@ -16,15 +16,21 @@ from fundsvc.concurrency.background import PeriodicTask, keep_running
 from fundsvc.concurrency.exclusive import single_thread_executor
 from fundsvc.config.settings import Config
 from fundsvc.engine.audit_process import AuditProcess
+from fundsvc.engine.continuity import Streams
 from fundsvc.engine.heads import save_heads
 from fundsvc.engine.leases import HeldLeases, LeaseKeeper, Steps
+from fundsvc.engine.ownership import Ownership
 from fundsvc.engine.policy_proposals import Proposals
 from fundsvc.engine.session import Session
 from fundsvc.logs.faults import Outage
 from fundsvc.metrics import Metrics
 from fundsvc.store.database import Pool, StoreFault, open_pool
+from fundsvc.store.freshness import HEARTBEAT_SECONDS
+from fundsvc.store.reader import fetch
 from fundsvc.store.statistics import Statistics
-from fundsvc.streams.client import StreamClient, open_client
+from fundsvc.streams.client import open_client
+from fundsvc.streams.idle import IdleStreams
+from fundsvc.streams.survey import SURVEY_SECONDS, Survey
 
 FINISH_SECONDS_MAX = 1.0
 """The time for committing the current batch. A batch that takes longer is cancelled, because a server does not answer."""
@@ -44,17 +50,6 @@ HEADS_SECONDS = 60.0
 """How often the engine checks whether this hour's heads are saved. A fault delays them by at most this time."""
 
 log = structlog.get_logger()
-
-
-class Ownership(NamedTuple):
-    """A partition that an engine owns, and what its sessions share."""
-
-    client: StreamClient
-    pool: Pool
-    engine: str
-    partition: int
-    epoch: int
-    worker: Executor
 
 
 class Companion(Protocol):
@@ -105,6 +100,7 @@ class Engine:
         async with (
             open_client(self._config.stream) as client,
             open_pool(self._config.database.dsn, POOL_CONNECTIONS_MAX) as pool,
+            IdleStreams(client) as idle,
             asyncio.TaskGroup() as tasks,
         ):
             self._metrics.add_pool(pool)
@@ -112,20 +108,22 @@ class Engine:
             if secrets.current is None:
                 log.warning("accounts not hidden", engine=self.name)
             audit = AuditProcess(self._config, self._metrics, self._settled_here)
-            auditing = tasks.create_task(keep_running("audit", audit.run, log))
-            updating_peaks = tasks.create_task(
-                PeriodicTask("peaks", PEAK_SECONDS, partial(self._update_peaks, Statistics(pool)), log).run()
+            streams = Streams(client, idle, Survey(client))
+            periodic = (
+                PeriodicTask("peaks", PEAK_SECONDS, partial(self._update_peaks, Statistics(pool)), log),
+                PeriodicTask("heads", HEADS_SECONDS, partial(self._save_heads, pool), log),
+                PeriodicTask("survey", SURVEY_SECONDS, streams.survey.run, log),
+                PeriodicTask("heartbeats", HEARTBEAT_SECONDS, partial(self._send_heartbeats, pool), log),
             )
-            saving_heads = tasks.create_task(PeriodicTask("heads", HEADS_SECONDS, partial(self._save_heads, pool), log).run())
-            keeping_leases = tasks.create_task(self._keep_leases(tasks, client, pool, stop))
+            background = [tasks.create_task(task.run()) for task in periodic]
+            background.append(tasks.create_task(keep_running("audit", audit.run, log)))
+            keeping_leases = tasks.create_task(self._keep_leases(tasks, streams, pool, stop))
             try:
                 await stop.wait()
                 await asyncio.wait([keeping_leases], timeout=STOP_SECONDS_MAX)
             finally:
-                auditing.cancel()
-                updating_peaks.cancel()
-                saving_heads.cancel()
-                keeping_leases.cancel()
+                for task in (*background, keeping_leases):
+                    task.cancel()
                 for ownership in self._owned.values():
                     ownership.cancel()
 
@@ -139,7 +137,7 @@ class Engine:
         if reasons:
             raise NotSettling("; ".join(reasons))
 
-    async def _keep_leases(self, tasks: asyncio.TaskGroup, client: StreamClient, pool: Pool, stop: asyncio.Event) -> None:
+    async def _keep_leases(self, tasks: asyncio.TaskGroup, streams: Streams, pool: Pool, stop: asyncio.Event) -> None:
         """Keeps leases, and runs the sessions of the held partitions, until `stop` is set."""
         engine = self._config.engine
         async with LeaseKeeper(self._config.database.dsn, self.name, engine.lease_seconds, self._steps) as keeper:
@@ -148,7 +146,7 @@ class Engine:
                 renewal = asyncio.ensure_future(keeper.next())
                 await asyncio.wait([renewal, stopping], return_when=asyncio.FIRST_COMPLETED)
                 if renewal.done():
-                    await self._handle_leases(renewal, tasks, client, pool, keeper)
+                    await self._handle_leases(renewal, tasks, streams, pool, keeper)
                 renewal.cancel()
             with suppress(StoreFault):
                 await self._release_all(keeper)
@@ -157,13 +155,13 @@ class Engine:
         self,
         renewal: asyncio.Future[HeldLeases],
         tasks: asyncio.TaskGroup,
-        client: StreamClient,
+        streams: Streams,
         pool: Pool,
         keeper: LeaseKeeper,
     ) -> None:
         """Applies a result of the lease keeper. Logs errors and continues."""
         try:
-            await self._apply_leases(tasks, client, pool, keeper, renewal.result())
+            await self._apply_leases(tasks, streams, pool, keeper, renewal.result())
         except StoreFault as fault:
             self._note_fault(fault)
             # The keeper's connection may be half open, and so may pooled ones: each of those would block a query for a minute.
@@ -192,6 +190,11 @@ class Engine:
         """Updates the metric of the highest balances; after a fault it keeps its values."""
         self._metrics.set_peaks(await statistics.peaks(time.time_ns() // 1_000_000))
 
+    async def _send_heartbeats(self, pool: Pool) -> None:
+        """Writes the heartbeats of the owned partitions, by which readers of a replica determine its delay."""
+        if owned := sorted(number for number, owned in self._owned.items() if not owned.task.done()):
+            await fetch(pool, "heartbeat", owned)
+
     async def _save_heads(self, pool: Pool) -> None:
         """Saves the heads of all chains outside the database, once an hour."""
         if self._config.audit.heads_directory:
@@ -199,7 +202,7 @@ class Engine:
             self._metrics.heads_saved.set_to_current_time()
 
     async def _apply_leases(
-        self, tasks: asyncio.TaskGroup, client: StreamClient, pool: Pool, keeper: LeaseKeeper, held: HeldLeases
+        self, tasks: asyncio.TaskGroup, streams: Streams, pool: Pool, keeper: LeaseKeeper, held: HeldLeases
     ) -> None:
         """Stops the sessions of lost partitions, starts those of new ones, and releases partitions beyond the fair share."""
         for partition, ownership in list(self._owned.items()):
@@ -214,17 +217,16 @@ class Engine:
                 del self._owned[partition]
         for partition, epoch in held.epochs.items():
             if partition not in self._owned:
-                self._owned[partition] = self._start(tasks, client, pool, partition, epoch)
+                self._owned[partition] = self._start(tasks, streams, pool, partition, epoch)
         for partition in sorted(self._owned)[held.share :]:
             await self._release(keeper, partition)
 
-    def _start(
-        self, tasks: asyncio.TaskGroup, client: StreamClient, pool: Pool, partition: int, epoch: int
-    ) -> "_OwnedPartition":
+    def _start(self, tasks: asyncio.TaskGroup, streams: Streams, pool: Pool, partition: int, epoch: int) -> "_OwnedPartition":
         log.info("partition owned", engine=self.name, partition=partition, epoch=epoch)
         stop = asyncio.Event()
-        session = Session(self._config, self._metrics, client, pool, self.name, partition, epoch, self._proposals, self._worker)
-        companions = self._companions(Ownership(client, pool, self.name, partition, epoch, self._worker))
+        ownership = Ownership(streams, pool, self.name, partition, epoch, self._worker)
+        session = Session(self._config, self._metrics, ownership, self._proposals)
+        companions = self._companions(ownership)
         running = [tasks.create_task(one.run(stop)) for one in (session, *companions)]
         return _OwnedPartition(epoch, session, stop, running)
 

@@ -21,8 +21,10 @@ class Proposals:
 
     async def propose(self, client: StreamClient, partition: int, recorded: Policies) -> int | None:
         """Appends the configured policies if they differ from the recorded ones; returns their version, or None."""
+        if partition in self._compared:
+            return None
         configured = self._config.policy.version(recorded.version + 1)
-        if partition in self._compared or configured.same_rules(recorded):
+        if configured.same_rules(recorded):
             self._compared.add(partition)
             return None
         now_ms = await server_time_ms(client, stream_key(partition))

@@ -7,7 +7,6 @@ event that causes it, which is rejected. Other partitions and the HTTP side cont
 import asyncio
 import time
 from collections.abc import Iterable, Sequence
-from concurrent.futures import Executor
 from functools import partial
 from typing import NamedTuple
 
@@ -28,6 +27,7 @@ from fundsvc.engine.batch_bound import BatchBound
 from fundsvc.engine.book_loading import BookLoader
 from fundsvc.engine.continuity import CheckedSource, lost_tail, unsettled_messages
 from fundsvc.engine.leases import Steps
+from fundsvc.engine.ownership import Ownership
 from fundsvc.engine.pipeline import Pipeline
 from fundsvc.engine.policy_proposals import Proposals
 from fundsvc.engine.refusals import Refusals, RefusedBatch
@@ -39,22 +39,26 @@ from fundsvc.logs.batches import Anomalies, Orders, Outcomes, Rejections
 from fundsvc.metrics import Metrics
 from fundsvc.readmodel.book_recovery import BookRecovery
 from fundsvc.store.adl import AdlReader
-from fundsvc.store.database import Pool, StoreRefusal
-from fundsvc.store.freshness import HEARTBEAT_SECONDS
+from fundsvc.store.database import StoreRefusal
 from fundsvc.store.gaps import Gaps
 from fundsvc.store.partition_state import note_halted, trim_bounds
-from fundsvc.store.reader import fetch
 from fundsvc.store.rollups import condense
 from fundsvc.store.target_sizes import Targets
 from fundsvc.store.writer import STREAM_START, Writer, open_writer
 from fundsvc.streams.announcer import Announcer
-from fundsvc.streams.client import StreamClient, stream_key
+from fundsvc.streams.client import stream_key
 from fundsvc.streams.producer import Producer
 from fundsvc.streams.source import Source, id_order
 
 WATCH_SECONDS = 1.0
 TRIM_SECONDS = 60.0
 """How often the lag is measured, and how often committed messages beyond the retention are trimmed from the stream."""
+
+PROPOSE_SECONDS = 10.0
+"""The pause after a fault that prevented the proposal of policies."""
+
+UNSOUND_SECONDS = 60.0
+"""How often the session looks for unsound hours of rollups while there are no new entries."""
 
 ORDERS_AT_ONCE = 250
 """ADL orders that are counted, announced and logged between two yields to the loop: about a millisecond."""
@@ -65,7 +69,7 @@ log = structlog.get_logger()
 class _Loaded(NamedTuple):
     """A partition in memory with all that settles it, and what loads its books.
 
-    `read_from` is the offset at which the pipeline starts to read.
+    `read_from` is the offset at which the pipeline starts to read, `since` the monotonic time of the load.
     """
 
     policies: Policies
@@ -75,30 +79,23 @@ class _Loaded(NamedTuple):
     announcer: RoundAnnouncer
     pipeline: Pipeline
     read_from: Offset
+    since: float
 
 
 class Session:
-    """Settles one partition under one epoch, and loads it again after every error.
-
-    `worker` runs long work.
-    """
+    """Settles one partition under one epoch, and loads it again after every error."""
 
     def __init__(
         self,
         config: Config,
         metrics: Metrics,
-        client: StreamClient,
-        pool: Pool,
-        engine: str,
-        partition: int,
-        epoch: int,
+        ownership: Ownership,
         proposals: Proposals,
-        worker: Executor,
     ) -> None:
         self._config = config
-        self._client = client
+        self._streams, pool, engine, partition, epoch, self._worker = ownership
+        self._client = client = self._streams.client
         self._proposals = proposals
-        self._worker = worker
         self._metrics = metrics
         self._source = Source(client, partition, message_bytes_max=config.stream.message_bytes_max)
         self._announcer = Announcer(client, partition)
@@ -139,13 +136,14 @@ class Session:
         self._outcomes = Outcomes(self._log)
         self._oddities = Anomalies(self._log)
         self._offset = Offset(STREAM_START, 0)
+        self._rollups_due = 0.0
         every = config.engine
         # They survive loads, so that a task with a long interval does not run again after each refusal.
         self._periodic = (
             PeriodicTask("rollups", every.rollup_seconds, self._update_rollups, self._log),
             PeriodicTask("lag", WATCH_SECONDS, self._measure_lag, self._log),
             PeriodicTask("books", every.book_seconds, self._request_books, self._log),
-            PeriodicTask("policies", WATCH_SECONDS, self._propose_policies, self._log),
+            PeriodicTask("policies", PROPOSE_SECONDS, self._propose_policies, self._log),
             PeriodicTask("targets", every.target_seconds, self._compute_targets, self._log),
         )
 
@@ -162,18 +160,15 @@ class Session:
     async def run(self, stop: asyncio.Event) -> None:
         """Settles the partition until `stop` is set or another engine owns it."""
         self._metrics.own(self._partition, self._epoch)
+        self._streams.survey.add(self._source)
         try:
             async with asyncio.TaskGroup() as tasks:
-                # These run also while loading fails: a full stream server may be the cause, and needs trimming.
-                periodic = (
-                    PeriodicTask("trimming", TRIM_SECONDS, self._trim, self._log),
-                    PeriodicTask("heartbeat", HEARTBEAT_SECONDS, self._send_heartbeat, self._log),
-                )
-                running = [tasks.create_task(task.run()) for task in periodic]
+                # Trims also while loading fails: a full stream server may be the cause.
+                trimming = tasks.create_task(PeriodicTask("trimming", TRIM_SECONDS, self._trim, self._log).run())
                 await asyncio.wait([tasks.create_task(self._attempts.run(self._settle, stop))])
-                for task in running:
-                    task.cancel()
+                trimming.cancel()
         finally:
+            self._streams.survey.remove(self._source)
             self._rejections.log_rest()
             self._orders.log_rest()
             self._outcomes.log_rest()
@@ -241,7 +236,7 @@ class Session:
         self._log.info("partition loaded", funds=len(funds), orders=len(orders), stream_id=stored.last_id)
         pipeline = Pipeline(
             state,
-            CheckedSource(self._source, start.known_until),
+            CheckedSource(self._source, start.known_until, self._streams),
             writer,
             self._handle_commit,
             SettlingContext(
@@ -254,7 +249,7 @@ class Session:
             ),
             books.load,
         )
-        return _Loaded(policies[-1], state, exclusive, books, announcer, pipeline, start.offset)
+        return _Loaded(policies[-1], state, exclusive, books, announcer, pipeline, start.offset, time.monotonic())
 
     def _partition_of(self, funds: Iterable[Fund], policies: Sequence[Policies], rates: Iterable[RateState]) -> Partition:
         stream, currency = self._config.stream, self._config.currency
@@ -312,6 +307,7 @@ class Session:
         """Publishes a committed batch: metrics, ADL rounds and log lines."""
         started = time.perf_counter()
         self._offset = committed.offset
+        self._rollups_due = 0.0
         self._refusals.forget(committed.offset.last_id)
         self._attempts.committed()
         self._metrics.committed(committed.written, committed.durations)
@@ -334,7 +330,16 @@ class Session:
         self._orders.log_due()
 
     async def _update_rollups(self) -> None:
-        await condense(self._pool, self._partition)
+        """Condenses new entries. Without any, looks seldom for hours that are unsound."""
+        if time.monotonic() < self._rollups_due:
+            return
+        self._rollups_due = time.monotonic() + UNSOUND_SECONDS
+        condensed = True
+        try:
+            condensed = await condense(self._pool, self._partition) > 0
+        finally:
+            if condensed:
+                self._rollups_due = 0.0
 
     async def _request_books(self) -> None:
         await self._loaded.pipeline.request_books()
@@ -344,20 +349,17 @@ class Session:
         state, exclusive, targets = self._loaded.state, self._loaded.exclusive, Targets(self._pool)
         await TargetSizing(state, exclusive, targets, self._config.target.of, self._metrics).recompute()
 
-    async def _send_heartbeat(self) -> None:
-        """Writes the heartbeat, by which readers of a replica determine its delay."""
-        await fetch(self._pool, "heartbeat", self._partition)
-
     async def _measure_lag(self) -> None:
         self._rejections.log_due()
         self._orders.log_due()
         self._outcomes.log_due()
         settled = self._offset
-        now_ms = await self._source.now_ms()
+        seen = await self._streams.survey.look(self._source, self._loaded.since)
+        now_ms = seen.now_ms
         await self._loaded.exclusive.run(partial(self._show_books, now_ms))
         await self._loaded.exclusive.run(partial(self._show_inventories, now_ms))
         await self._source.drop_oversized(settled.last_id)
-        left = unsettled_messages(await self._source.state(), settled)
+        left = unsettled_messages(seen.state, settled)
         self._metrics.lag_messages.labels(self._partition).set(left)
         age = (now_ms - id_order(settled.last_id)[0]) / 1000
         self._metrics.lag_seconds.labels(self._partition).set(max(0.0, age) if left else 0)

@@ -477,7 +477,8 @@ WHERE $1::text[] IS NULL OR c.symbol = ANY ($1)
 ORDER BY c.symbol;
 
 -- name: heartbeat
-INSERT INTO heartbeats AS h (partition, at) VALUES ($1, clock_timestamp()) ON CONFLICT (partition) DO UPDATE SET at = excluded.at;
+INSERT INTO heartbeats AS h (partition, at) SELECT unnest($1::integer[]), clock_timestamp()
+ON CONFLICT (partition) DO UPDATE SET at = excluded.at;
 
 -- name: newest_heartbeat
 SELECT pg_is_in_recovery() AS is_replica, (SELECT (extract(epoch FROM max(at)) * 1000)::bigint FROM heartbeats) AS at_ms;
@@ -569,7 +570,8 @@ GROUP BY r.account, o.updated_at, r.symbol, r.adl, o.cause, r.round, o.reduce, o
 -- by the engine's clock and changes by the database's; a client may know either time.
 SELECT r.account, o.updated_at, r.symbol, r.adl, o.cause, r.round, o.reduce AS side, o.price, o.ts, sum(r.lots)::bigint AS executed,
        (array_agg(r.body))[1] AS body
-FROM adl_records r JOIN adl_orders o USING (symbol, adl)
+FROM adl_records r
+CROSS JOIN LATERAL (SELECT * FROM adl_orders x WHERE x.symbol = r.symbol AND x.adl = r.adl LIMIT 1) o
 WHERE r.kind = 'execution' AND r.account = $1 AND (
     o.state = 'open' OR o.updated_at >= $2 OR o.ts >= floor(extract(epoch FROM $2::timestamptz) * 1000)
 )
@@ -638,8 +640,7 @@ CROSS JOIN LATERAL (
     SELECT least(
         f.entry + 1,
         CASE WHEN k.next IS NULL
-        THEN (SELECT min(later.first_entry)
-              FROM (SELECT * FROM rollups r WHERE r.symbol = f.symbol AND r.hour > m.moment OFFSET 0) later)
+        THEN (SELECT r.first_entry FROM rollups r WHERE r.symbol = f.symbol AND r.hour > m.moment ORDER BY r.hour LIMIT 1)
         ELSE (SELECT r.first_entry FROM rollups r
               WHERE r.symbol = f.symbol AND r.first_entry >= k.next AND r.hour > m.moment ORDER BY r.first_entry LIMIT 1) END,
         (SELECT own.entry
@@ -658,7 +659,8 @@ WHERE $1::text[] IS NULL OR f.symbol = ANY ($1);
 
 -- name: highest_since
 -- The highest balance before or after any entry that a chart places later than a moment, of each fund with such entries. The hour
--- of the moment is searched only if its highest balance exceeds that of the later hours.
+-- of the moment is searched only if its highest balance exceeds that of the later hours. The order and OFFSET keep the planner from
+-- scanning the whole ledger for the newest entries.
 SELECT f.symbol, greatest(later.highest, fresh.highest, own.highest) AS highest
 FROM funds f
 LEFT JOIN rollup_progress p ON p.symbol = f.symbol
@@ -666,11 +668,14 @@ CROSS JOIN LATERAL (
     SELECT max(r.highest) AS highest FROM rollups r WHERE r.symbol = f.symbol AND r.hour > $1
 ) later
 CROSS JOIN LATERAL (
-    SELECT max(greatest(x.balance, x.balance - x.change)) AS highest FROM entries x
-    WHERE x.symbol = f.symbol AND x.entry >= CASE WHEN p.clock > $1 THEN p.entry + 1 ELSE (
-        SELECT y.entry FROM entries y
-        WHERE y.symbol = f.symbol AND y.entry > coalesce(p.entry, 0) AND charted_at(y.ts, y.recorded_at) > $1 ORDER BY y.entry LIMIT 1
-    ) END
+    SELECT max(greatest(n.balance, n.balance - n.change)) AS highest FROM (
+        SELECT * FROM entries x
+        WHERE x.symbol = f.symbol AND x.entry >= CASE WHEN p.clock > $1 THEN p.entry + 1 ELSE (
+            SELECT y.entry FROM entries y
+            WHERE y.symbol = f.symbol AND y.entry > coalesce(p.entry, 0) AND charted_at(y.ts, y.recorded_at) > $1 ORDER BY y.entry LIMIT 1
+        ) END
+        ORDER BY x.entry OFFSET 0
+    ) n
 ) fresh
 LEFT JOIN LATERAL (
     SELECT part.highest FROM rollups r CROSS JOIN LATERAL (
@@ -696,9 +701,11 @@ SELECT coalesce((
     ) part
     WHERE r.symbol = $1 AND r.first_entry <= $2 AND r.last_entry > $2
 ), 0) + coalesce((
-    SELECT sum(e.uncovered - e.repaid) FROM entries e
-    WHERE e.symbol = $1 AND e.entry <= $2
-      AND e.entry > coalesce((SELECT p.entry FROM rollup_progress p WHERE p.symbol = $1), 0)
+    SELECT sum(n.uncovered - n.repaid) FROM (
+        SELECT * FROM entries e
+        WHERE e.symbol = $1 AND e.entry <= $2 AND e.entry > coalesce((SELECT p.entry FROM rollup_progress p WHERE p.symbol = $1), 0)
+        ORDER BY e.entry OFFSET 0
+    ) n
 ), 0) - coalesce((
     SELECT sum(o.uncovered) FROM adl_orders o WHERE o.symbol = $1 AND o.cause <= $2
 ), 0) + coalesce((
@@ -733,8 +740,11 @@ FROM hours h GROUP BY 1 ORDER BY 1;
 -- The times of a contract's first entry and of its last one on a chart, NULL without entries.
 SELECT (SELECT charted_at(e.ts, e.recorded_at) FROM entries e WHERE e.symbol = $1 AND e.entry = 1) AS begin,
        greatest((SELECT p.clock FROM rollup_progress p WHERE p.symbol = $1 AND p.entry > 0), (
-           SELECT max(charted_at(x.ts, x.recorded_at)) FROM entries x
-           WHERE x.symbol = $1 AND x.entry > coalesce((SELECT p.entry FROM rollup_progress p WHERE p.symbol = $1), 0)
+           SELECT max(charted_at(n.ts, n.recorded_at)) FROM (
+               SELECT * FROM entries x
+               WHERE x.symbol = $1 AND x.entry > coalesce((SELECT p.entry FROM rollup_progress p WHERE p.symbol = $1), 0)
+               ORDER BY x.entry OFFSET 0
+           ) n
        )) AS clock;
 
 -- name: chart_hour_from
@@ -795,16 +805,18 @@ SELECT account FROM entries WHERE symbol = $1 AND entry = $2;
 -- name: entry_spans
 -- The runs of entries that may have a time from $2, which begins an hour, to $3, in order: the hours of that time, other hours
 -- with late or early entries, and all entries without an hour.
+-- The orders and OFFSET keep the planner from reading all hours of the contract.
 SELECT first_entry, last_entry FROM (
-    SELECT min(r.first_entry) AS first_entry, max(r.last_entry) AS last_entry
-    FROM rollups r WHERE r.symbol = $1 AND r.hour BETWEEN $2 AND $3
+    SELECT (SELECT r.first_entry FROM rollups r WHERE r.symbol = $1 AND r.hour BETWEEN $2 AND $3 ORDER BY r.hour LIMIT 1),
+           (SELECT r.last_entry FROM rollups r WHERE r.symbol = $1 AND r.hour BETWEEN $2 AND $3 ORDER BY r.hour DESC LIMIT 1)
     UNION ALL
-    SELECT r.first_entry, r.last_entry FROM rollups r
-    WHERE r.symbol = $1 AND (r.earliest < r.hour OR r.latest >= r.hour + 3600000) AND r.hour NOT BETWEEN $2 AND $3
-      AND r.earliest <= $3 AND r.latest >= $2
+    SELECT r.first_entry, r.last_entry FROM (
+        SELECT * FROM rollups x WHERE x.symbol = $1 AND (x.earliest < x.hour OR x.latest >= x.hour + 3600000) ORDER BY x.hour OFFSET 0
+    ) r
+    WHERE r.hour NOT BETWEEN $2 AND $3 AND r.earliest <= $3 AND r.latest >= $2
     UNION ALL
     SELECT coalesce((SELECT p.entry FROM rollup_progress p WHERE p.symbol = $1), 0) + 1, 9223372036854775807
-) s
+) s (first_entry, last_entry)
 WHERE first_entry IS NOT NULL ORDER BY first_entry;
 
 -- name: entries_after
@@ -894,10 +906,11 @@ SELECT adl, round, account, sum(lots)::bigint AS executed FROM adl_records
 WHERE symbol = $1 AND adl = ANY ($2) AND kind = 'execution' AND account = ANY ($3) GROUP BY 1, 2, 3;
 
 -- name: latest_reductions
--- An account's latest reductions.
+-- An account's latest reductions. LIMIT keeps the planner from reading all orders.
 SELECT r.account, o.updated_at, r.symbol, r.adl, o.cause, r.round, o.reduce AS side, o.price, o.ts, sum(r.lots)::bigint AS executed,
        (array_agg(r.body))[1] AS body
-FROM adl_records r JOIN adl_orders o USING (symbol, adl)
+FROM adl_records r
+CROSS JOIN LATERAL (SELECT * FROM adl_orders x WHERE x.symbol = r.symbol AND x.adl = r.adl LIMIT 1) o
 WHERE r.kind = 'execution' AND r.account = $1
 GROUP BY r.account, o.updated_at, r.symbol, r.adl, o.cause, r.round, o.reduce, o.price, o.ts
 ORDER BY o.ts DESC, r.symbol, r.adl DESC, r.round DESC LIMIT $2;
@@ -911,8 +924,8 @@ FROM (
            row_number() OVER (ORDER BY min(x.recorded_at), x.symbol, min(x.record)) AS number
     FROM adl_records x WHERE x.kind = 'execution' AND x.account = $1 GROUP BY x.symbol, x.adl, x.round
 ) d
-JOIN adl_records r ON r.symbol = d.symbol AND r.record = d.record
-JOIN adl_orders o ON o.symbol = d.symbol AND o.adl = d.adl
+CROSS JOIN LATERAL (SELECT * FROM adl_records x WHERE x.symbol = d.symbol AND x.record = d.record LIMIT 1) r
+CROSS JOIN LATERAL (SELECT * FROM adl_orders x WHERE x.symbol = d.symbol AND x.adl = d.adl LIMIT 1) o
 WHERE d.number BETWEEN $2 AND $3
 ORDER BY CASE WHEN $4::boolean THEN d.number ELSE -d.number END LIMIT $5;
 
@@ -1257,7 +1270,8 @@ WITH scaled AS (
     FROM funds f JOIN contracts c USING (symbol) WHERE c.settle_currency = $1
 ), moved AS (
     SELECT r.hour, (r.credited - r.paid) * s.unit AS change
-    FROM scaled s JOIN rollups r USING (symbol) WHERE r.hour >= $2
+    FROM scaled s
+    CROSS JOIN LATERAL (SELECT * FROM rollups x WHERE x.symbol = s.symbol AND x.hour >= $2 ORDER BY x.hour OFFSET 0) r
     UNION ALL
     SELECT h.hour, (h.credited - h.paid) * s.unit
     FROM scaled s LEFT JOIN rollup_progress p USING (symbol)
@@ -1279,7 +1293,8 @@ WITH scaled AS (
     FROM funds f JOIN contracts c USING (symbol) WINDOW of_currency AS (PARTITION BY c.settle_currency)
 ), moved AS (
     SELECT s.currency, r.hour, r.credited * s.unit AS credited, r.paid * s.unit AS paid, r.uncovered * s.unit AS uncovered, r.fills
-    FROM scaled s JOIN rollups r USING (symbol) WHERE r.hour >= $1
+    FROM scaled s
+    CROSS JOIN LATERAL (SELECT * FROM rollups x WHERE x.symbol = s.symbol AND x.hour >= $1 ORDER BY x.hour OFFSET 0) r
     UNION ALL
     SELECT s.currency, h.hour, h.credited * s.unit, h.paid * s.unit, h.uncovered * s.unit, h.fills
     FROM scaled s LEFT JOIN rollup_progress p USING (symbol)
@@ -1298,7 +1313,9 @@ FROM held LEFT JOIN buckets USING (currency) ORDER BY currency, start;
 -- name: fund_hours
 -- The hours with entries from $1 on of each contract: the balance before them, the lowest and the last one.
 WITH hours AS (
-    SELECT r.symbol, r.hour, r.last_entry, r.opening, r.lowest, r.closing FROM rollups r WHERE r.hour >= $1
+    SELECT r.symbol, r.hour, r.last_entry, r.opening, r.lowest, r.closing
+    FROM funds f
+    CROSS JOIN LATERAL (SELECT * FROM rollups x WHERE x.symbol = f.symbol AND x.hour >= $1 ORDER BY x.hour OFFSET 0) r
     UNION ALL
     SELECT f.symbol, h.hour, h.last_entry, h.opening, h.lowest, h.closing
     FROM funds f LEFT JOIN rollup_progress p USING (symbol)

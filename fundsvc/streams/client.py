@@ -3,7 +3,7 @@
 import asyncio
 import re
 import socket
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from typing import Any, NamedTuple
@@ -272,6 +272,14 @@ def stream_key(partition: int) -> str:
 def pool_stream_key(pool: str) -> str:
     """Returns the key of the stream of a pool of the mutual."""
     return f"fundsvc:mutual:in:{{{pool}}}"
+
+
+async def to_node_of(client: StreamClient, key: str) -> Mapping[str, Any]:
+    """Returns options that send a command to the node of a key; asks a cluster for its nodes if they are not known."""
+    if not isinstance(client, RedisCluster):
+        return {}
+    await client.initialize()
+    return {"target_nodes": [client.get_node_from_key(key)]}
 
 
 async def is_append_only(client: StreamClient) -> bool:

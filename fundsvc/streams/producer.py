@@ -1,15 +1,13 @@
 """Appends events to the streams of their partitions, as a matching engine does."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, Self
-
-from redis.asyncio.cluster import RedisCluster
 
 from fundsvc.config.settings import StreamConfig
 from fundsvc.core.contracts import partition_of
 from fundsvc.core.events import Event, Listing, PolicyChange, Rate
-from fundsvc.streams.client import StreamClient, StreamFault, faults, stream_key
+from fundsvc.streams.client import StreamClient, StreamFault, faults, stream_key, to_node_of
 from fundsvc.wire.codec import Codec, encode
 
 EVENTS_PER_MESSAGE = 100
@@ -138,10 +136,11 @@ class Producer:
         with faults():
             if not (self._replicas_min or self._fsync):
                 return await self._client.eval(script, 1, key, *arguments)
+            target = await to_node_of(self._client, key)
             # A pipeline uses one connection, and the server waits for the writes of that connection.
             async with self._client.pipeline(transaction=False) as pipeline:
                 pipeline.eval(script, 1, key, *arguments)
-                pipeline.execute_command(*self._wait(), **_to_node_of(self._client, key))
+                pipeline.execute_command(*self._wait(), **target)
                 answer, confirmed = await pipeline.execute()
         self._check(confirmed)
         return answer
@@ -159,11 +158,6 @@ class Producer:
                 f"the messages were appended, but {replicas} of {self._replicas_min} replicas{disk} confirmed them"
                 f" within {CONFIRM_MS} ms: send them again"
             )
-
-
-def _to_node_of(client: StreamClient, key: str) -> Mapping[str, Any]:
-    """Returns options that send a command without a key to the node of a key."""
-    return {"target_nodes": [client.get_node_from_key(key)]} if isinstance(client, RedisCluster) else {}
 
 
 def _texts(ids: Iterable[bytes]) -> list[str]:

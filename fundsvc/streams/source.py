@@ -9,7 +9,17 @@ import msgspec
 from redis.exceptions import ResponseError
 
 from fundsvc.streams.bounded_replies import ELEMENTS_MAX, Skimmed
-from fundsvc.streams.client import ReplyTooLarge, StreamClient, bounded_reply, faults, server_time_ms, skim, stream_key
+from fundsvc.streams.client import (
+    ReplyTooLarge,
+    StreamClient,
+    StreamFault,
+    bounded_reply,
+    faults,
+    server_time_ms,
+    skim,
+    stream_key,
+    to_node_of,
+)
 from fundsvc.wire.codec import EXCERPT_BYTES, Codec, Message, excerpt, excess
 
 _CODECS: dict[bytes, Codec] = {b"json": "json", b"msgpack": "msgpack"}
@@ -42,6 +52,9 @@ class StreamState(NamedTuple):
     deleted_id: str
 
 
+NO_STREAM = "no such key"
+"""The error of a server about a stream that does not exist."""
+
 EMPTY = StreamState("0-0", 0, 0, "", "", "0-0")
 """The state of a stream that does not exist yet."""
 
@@ -49,14 +62,14 @@ EMPTY = StreamState("0-0", 0, 0, "", "", "0-0")
 class Source:
     """Reads one partition's stream with plain XREAD. The offset is stored with the data, not in the stream server.
 
-    `key` selects another stream of the partition than that of its events. Bytes bound a read. A message larger than
+    `key` is the stream's key, by default that of the partition's events. Bytes bound a read. A message larger than
     `message_bytes_max` is reduced to its beginning.
     """
 
     def __init__(self, client: StreamClient, partition: int, key: str = "", message_bytes_max: int | None = None) -> None:
         self._client = client
         self._message_bytes_max = message_bytes_max or 0
-        self._key = key or stream_key(partition)
+        self.key = key or stream_key(partition)
         self._count = COUNT_FIRST
         self._oversized: set[str] = set()
         # Without this callback the driver builds a dict per message.
@@ -69,7 +82,7 @@ class Source:
             xread = self._xread(after, requested, block_ms)
             try:
                 with faults(), bounded_reply(self._allowed(requested)):
-                    reply = await self._client.execute_command(*xread, keys=[self._key])
+                    reply = await self._client.execute_command(*xread, keys=[self.key])
             except ReplyTooLarge:
                 self._count = max(1, requested // 8)
                 if requested == 1:
@@ -96,11 +109,11 @@ class Source:
         try:
             with faults(), bounded_reply(self._allowed(1)):
                 try:
-                    return _state(await self._client.xinfo_stream(self._key))
+                    return _state(await self._client.xinfo_stream(self.key))
                 except ResponseError as error:
                     return _state(error)
         except ReplyTooLarge:
-            info = await self._skim(("XINFO", "STREAM", self._key))
+            info = await self._skim(("XINFO", "STREAM", self.key))
         info = {_text(name): value for name, value in info.items()}
         self._note_oversized(info["first-entry"], info["last-entry"])
         return _state(info)
@@ -113,12 +126,12 @@ class Source:
         settled = [stream_id for stream_id in self._oversized if id_order(stream_id) <= id_order(until)]
         if settled:
             with faults():
-                await self._client.xdel(self._key, *settled)
+                await self._client.xdel(self.key, *settled)
             self._oversized.difference_update(settled)
 
     async def now_ms(self) -> int:
         """Returns the time by the clock of the stream server, which generates the ids."""
-        return await server_time_ms(self._client, self._key)
+        return await server_time_ms(self._client, self.key)
 
     async def count_between(self, after: str, until: str) -> int:
         """Counts the messages with ids above `after` and up to `until`."""
@@ -130,12 +143,14 @@ class Source:
 
     def _xread(self, after: str, count: int, block_ms: int | None) -> tuple[Any, ...]:
         waiting = () if block_ms is None else ("BLOCK", block_ms)
-        return "XREAD", "COUNT", count, *waiting, "STREAMS", self._key, after
+        return "XREAD", "COUNT", count, *waiting, "STREAMS", self.key, after
 
     async def _read_both(self, xread: Sequence[Any]) -> tuple[Any, StreamState]:
+        # Without a target, the driver asks another node of a cluster for the keys of the command.
+        target = await to_node_of(self._client, self.key)
         async with self._client.pipeline(transaction=False) as pipeline:
-            pipeline.execute_command(*xread, keys=[self._key])
-            pipeline.xinfo_stream(self._key)
+            pipeline.execute_command(*xread, **target)
+            pipeline.xinfo_stream(self.key)
             reply, info = await pipeline.execute(raise_on_error=False)
         if isinstance(reply, Exception):
             raise reply
@@ -150,7 +165,7 @@ class Source:
     async def _skim(self, command: Sequence[Any]) -> Any:
         """Returns the reduced reply of a command whose full reply is too large."""
         with faults():
-            return await skim(self._client, self._key, command)
+            return await skim(self._client, self.key, command)
 
     async def _skim_message(self, xread: Sequence[Any]) -> list[Message]:
         """Returns the reduced message of a read of one message; empty if it no longer exists."""
@@ -187,7 +202,31 @@ class Source:
     async def trim(self, below: str) -> None:
         """Deletes messages with ids below `below`. The server deletes whole blocks, so some may remain."""
         with faults():
-            await self._client.xtrim(self._key, minid=below, approximate=True)
+            await self._client.xtrim(self.key, minid=below, approximate=True)
+
+
+async def read_states(client: StreamClient, sources: Sequence[Source]) -> list[StreamState | None]:
+    """Returns the current states of streams, read in one round trip; None for those that the server cannot tell."""
+    try:
+        with faults(), bounded_reply(REPLY_BYTES_MAX):
+            async with client.pipeline(transaction=False) as pipeline:
+                for source in sources:
+                    pipeline.xinfo_stream(source.key)
+                infos = await pipeline.execute(raise_on_error=False)
+    except ReplyTooLarge:
+        return [await _state_or_none(source) for source in sources]
+    return [None if _is_trouble(info) else _state(info) for info in infos]
+
+
+async def _state_or_none(source: Source) -> StreamState | None:
+    try:
+        return await source.state()
+    except StreamFault:
+        return None
+
+
+def _is_trouble(info: Any) -> bool:
+    return isinstance(info, Exception) and str(info) != NO_STREAM
 
 
 def _unparsed(response: Any, **_options: Any) -> Any:
@@ -218,7 +257,7 @@ def _skimmed_message(stream_id: bytes, fields: list[Any], bytes_max: int) -> Mes
 def _state(info: Any) -> StreamState:
     """Returns the state in a reply of XINFO STREAM, which may be an error if there is no stream."""
     if isinstance(info, Exception):
-        if str(info) != "no such key":
+        if str(info) != NO_STREAM:
             raise info
         return EMPTY
     return StreamState(

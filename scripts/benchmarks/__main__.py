@@ -17,8 +17,10 @@ import asyncpg
 import auditing
 import fanout
 import history as ledger_history
+import idle as idle_engine
 import kit
 import latency
+import ledger_reads
 import msgspec
 import mutual_ledger
 import mutual_pool
@@ -287,6 +289,39 @@ def storm(
     with _servers(directory) as servers, _progress() as show_progress:
         results = _run(storms.measure(servers, loads, show_progress))
     _finish(results, results.targets, lambda console: storms.show(results, console), as_json)
+
+
+@application.command()
+def idle(
+    partitions: Annotated[int, typer.Option(help="Partitions of the engine.")] = 64,
+    settle_seconds: Annotated[
+        float, typer.Option(help="Time before it. PostgreSQL counts transactions up to ten seconds late.")
+    ] = 12.0,
+    seconds: Annotated[float, typer.Option(help="Duration of the measurement.")] = 20.0,
+    directory: Directory = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure what an engine costs that receives nothing; exits with 1 when a target is missed."""
+    with _servers(directory) as servers, _progress() as show_progress:
+        log = servers.directory / "engine.log"
+        results = _run(idle_engine.measure(servers, partitions, settle_seconds, seconds, log, show_progress))
+    _finish(results, results.targets, lambda console: idle_engine.show(results, console), as_json)
+
+
+@application.command()
+def reads(
+    entries: Annotated[str, typer.Option(help="Sizes of the ledger, comma-separated; 1e8 takes hours and 60 GB.")] = "1e5,1e6",
+    contracts: Annotated[int, typer.Option(help="Contracts that share the entries.")] = 10,
+    rounds: Annotated[int, typer.Option(help="Measurements of each read; the median counts.")] = 101,
+    directory: Directory = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure reads of ledgers of different sizes; exits with 1 when a read is slower in the largest than in the smallest."""
+    sizes = [int(float(size)) for size in entries.split(",")]
+    with _servers(directory) as servers, _progress() as show_progress:
+        log = servers.directory / "engine.log"
+        results = _run(ledger_reads.measure(servers, sizes, contracts, rounds, log, show_progress))
+    _finish(results, results.targets, lambda console: ledger_reads.show(results, console), as_json)
 
 
 def _finish(results: object, targets: Iterable[Target], show_on: Callable[[Console], object], as_json: bool) -> NoReturn:

@@ -48,14 +48,16 @@ class Ledger(NamedTuple):
 
 
 @asynccontextmanager
-async def new_ledger(servers: EmbeddedServers, name: str, checkout: Path | None = None) -> AsyncIterator[Ledger]:
+async def new_ledger(
+    servers: EmbeddedServers, name: str, checkout: Path | None = None, partitions: int = 1
+) -> AsyncIterator[Ledger]:
     """Yields a migrated, empty ledger and an empty stream server; drops the database at the end."""
     dsn, owner_dsn = (address.replace("/fundsvc?", f"/{name}?") for address in (servers.dsn, servers.owner_dsn))
     ledger = Ledger(dsn, owner_dsn, servers.stream_url, checkout)
     owner = await asyncpg.connect(servers.owner_dsn)
     try:
         await owner.execute(f"CREATE DATABASE {name}")
-        await _create_tables(ledger)
+        await _create_tables(ledger, partitions)
         async with stream_of(ledger) as client:
             await client.flushall()
         yield ledger
@@ -64,9 +66,9 @@ async def new_ledger(servers: EmbeddedServers, name: str, checkout: Path | None 
         await owner.close()
 
 
-async def _create_tables(ledger: Ledger) -> None:
+async def _create_tables(ledger: Ledger, partitions: int) -> None:
     if ledger.checkout is None:
-        await migrate(ledger.owner_dsn, 1)
+        await migrate(ledger.owner_dsn, partitions)
         return
     program = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "fundsvc", "migrate", cwd=ledger.checkout, env=_environment(ledger), stdout=subprocess.DEVNULL

@@ -556,6 +556,7 @@ async def test_stuck_partition_loses_its_lease(quick, producer, ledger, monkeypa
         assert await ledger("SELECT epoch FROM partitions") == 1, "an idle one takes steps"
         stuck = asyncio.Event()
         monkeypatch.setattr(Source, "read_with_state", lambda *_: stuck.wait())
+        await producer.append(fills([2]))  # ends the wait for messages
         await eventually(lambda: ledger("SELECT lease_until < clock_timestamp() FROM partitions"))
         await eventually(lambda: not engine.count("fundsvc_partition_owned"))
 

@@ -142,7 +142,7 @@ async def test_replica_without_reachable_primary_uses_its_received_wal(config, r
 async def test_heartbeats_stay_within_their_page(config, service_connection):
     async with open_pool(config.database.dsn, 1) as pool:
         for _ in range(500):
-            await fetch(pool, "heartbeat", 0)
+            await fetch(pool, "heartbeat", [0])
     pages = "SELECT pg_relation_size('heartbeats') / current_setting('block_size')::int"
     assert await service_connection.fetchval(pages) == 1
 

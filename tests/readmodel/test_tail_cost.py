@@ -1,10 +1,9 @@
 """The tail's statements read what moved, however many contracts the ledger has."""
 
-from collections import Counter
 from contextlib import asynccontextmanager
 
-import msgspec
 import pytest
+from explaining import explained
 from ledgers import fill, listing, owned
 
 from fundsvc.core.events import Rejection
@@ -25,28 +24,10 @@ MANY = 101
 """More funds than `moves` names for one commit."""
 
 
-class Explaining:
-    """A connection that counts the rows that each statement reads of each table, and notes scans of whole tables."""
-
-    def __init__(self, connection):
-        self._connection = connection
-        self.rows = Counter()
-        self.scanned = set()
-
-    async def fetch(self, text, *parameters):
-        (plan,) = msgspec.json.decode(await self._connection.fetchval(f"EXPLAIN (ANALYZE, FORMAT JSON) {text}", *parameters))
-        self._note(plan["Plan"])
-        return await self._connection.fetch(text, *parameters)
-
-    def _note(self, node):
-        if "Relation Name" in node and node["Actual Loops"]:
-            self.rows[node["Relation Name"]] += node["Actual Loops"] * (
-                node["Actual Rows"] + node.get("Rows Removed by Filter", 0)
-            )
-            if node["Node Type"] == "Seq Scan":
-                self.scanned.add(node["Relation Name"])
-        for part in node.get("Plans", ()):
-            self._note(part)
+@pytest.fixture
+def reads(monkeypatch):
+    with explained(monkeypatch) as found:
+        yield found
 
 
 def symbol(number):
@@ -69,23 +50,23 @@ async def moved(connection, work):
 
 
 @pytest.mark.parametrize("analyzed", [False, True], ids=["without statistics", "with statistics"])
-async def test_look_reads_the_moved_fund_of_many(config, owner_connection, analyzed):
+async def test_look_reads_the_moved_fund_of_many(config, owner_connection, reads, analyzed):
     async with listed(config, CONTRACTS) as (owner, connection):
         if analyzed:
             await owner_connection.execute("ANALYZE")
         commits = await moved(connection, owner.settle([fill(symbol(1234), 1, 5)]))
-        explaining = Explaining(connection)
-        versions = await fund_versions(explaining, {0: commits})
+        reads.clear()
+        versions = await fund_versions(connection, {0: commits})
         assert [(key, version.entry) for key, version in versions.items()] == [(symbol(1234), 1)]
-        assert (explaining.rows["funds"], explaining.rows["contracts"]) == (1, 1)
-        found = await versioned_funds(explaining, list(versions))
+        assert (reads.rows["funds"], reads.rows["contracts"]) == (1, 1)
+        found = await versioned_funds(connection, list(versions))
         assert list(found) == [symbol(1234)]
-        assert (explaining.rows["funds"], explaining.rows["contracts"]) == (2, 2)
-        assert explaining.rows["moves"] <= MOVES_MAX, "a small ring may be scanned"
-        assert not explaining.scanned & {"funds", "contracts"}
+        assert (reads.rows["funds"], reads.rows["contracts"]) == (2, 2)
+        assert reads.rows["moves"] <= MOVES_MAX, "a small ring may be scanned"
+        assert not reads.scanned & {"funds", "contracts"}
 
 
-async def test_fund_that_several_commits_moved_is_read_once(config):
+async def test_fund_that_several_commits_moved_is_read_once(config, reads):
     async with listed(config, 10) as (owner, connection):
 
         async def settle():
@@ -93,21 +74,21 @@ async def test_fund_that_several_commits_moved_is_read_once(config):
                 await owner.settle([fill(symbol(3), seq, 5), fill(symbol(seq + 3), seq, 5)])
 
         commits = await moved(connection, settle())
-        explaining = Explaining(connection)
-        versions = await fund_versions(explaining, {0: commits})
+        reads.clear()
+        versions = await fund_versions(connection, {0: commits})
         assert {key: version.entry for key, version in versions.items()} == {
             symbol(3): 5,
             **{symbol(n): 1 for n in range(4, 9)},
         }
-        assert explaining.rows["funds"] == len(versions)
+        assert reads.rows["funds"] == len(versions)
 
 
-async def test_commit_without_funds_reads_none(config):
+async def test_commit_without_funds_reads_none(config, reads):
     async with listed(config, 10) as (owner, connection):
         commits = await moved(connection, owner.settle([]))
-        explaining = Explaining(connection)
-        assert await fund_versions(explaining, {0: commits}) == {}
-        assert explaining.rows["funds"] == 0
+        reads.clear()
+        assert await fund_versions(connection, {0: commits}) == {}
+        assert reads.rows["funds"] == 0
 
 
 async def test_all_moved_funds_are_found_where_the_ring_does_not_name_them(config, owner_connection):
@@ -154,18 +135,18 @@ ORDERS = """
 
 
 @pytest.mark.parametrize("statistics", ["SELECT", "ANALYZE adl_orders"])
-async def test_orders_are_found_without_reading_others(config, owner_connection, statistics):
+async def test_orders_are_found_without_reading_others(config, owner_connection, reads, statistics):
     async with listed(config, 100) as (_, connection):
         await owner_connection.execute(ORDERS)
         await owner_connection.execute(statistics)
-        explaining = Explaining(connection)
+        reads.clear()
         key = symbol(50)
-        (open_order,) = await open_orders(explaining, [key])
+        (open_order,) = await open_orders(connection, [key])
         assert (open_order.symbol, open_order.adl) == (key, 20)
-        assert explaining.rows["adl_orders"] <= 20
-        explaining.rows.clear()
-        assert [order.adl for order in await orders_after(explaining, {key: 18})] == [19, 20]
-        assert explaining.rows["adl_orders"] == 2
-        explaining.rows.clear()
-        assert await changed_orders(explaining, [open_order]) == []
-        assert explaining.rows["adl_orders"] == 1
+        assert reads.rows["adl_orders"] <= 20
+        reads.rows.clear()
+        assert [order.adl for order in await orders_after(connection, {key: 18})] == [19, 20]
+        assert reads.rows["adl_orders"] == 2
+        reads.rows.clear()
+        assert await changed_orders(connection, [open_order]) == []
+        assert reads.rows["adl_orders"] == 1

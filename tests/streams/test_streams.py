@@ -20,8 +20,10 @@ from fundsvc.core.contracts import partition_of
 from fundsvc.core.events import Mark, Rate
 from fundsvc.local.servers import valkey_binary
 from fundsvc.streams.client import StreamFault, faults, open_client, stream_key
+from fundsvc.streams.idle import IdleStreams
 from fundsvc.streams.producer import Producer
 from fundsvc.streams.source import EMPTY, Source, StreamState, id_order
+from fundsvc.streams.survey import Survey
 from fundsvc.wire.codec import Message, decode
 
 FILLS = [fill("AAA", seq, seq) for seq in range(1, 251)]
@@ -298,6 +300,13 @@ async def check_streams(config):
         assert await source.read(messages[-1].stream_id, 10, 10) == []
         first, last = messages[0].stream_id, messages[-1].stream_id
         state = StreamState(last, len(messages), len(messages), first, last, "0-0")
+        survey = Survey(client)
+        survey.add(source)
+        await survey.run()
+        assert survey.seen(source, 0.0).state == state
+        async with IdleStreams(client) as idle:
+            empty = stream_key(9)
+            assert await asyncio.gather(idle.wait(source.key, "0-0"), idle.wait(empty, "0-0")) == [True, False]
         assert await source.state() == state
         assert await source.read_with_state(last, 10) == ([], state)
         await source.trim(messages[-1].stream_id)

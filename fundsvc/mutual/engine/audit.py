@@ -13,7 +13,7 @@ import structlog
 from fundsvc.concurrency.background import keep_running
 from fundsvc.config.settings import Config
 from fundsvc.engine.audit_loop import CHECK_SECONDS, RECHECK_SECONDS, Pace
-from fundsvc.engine.engine import Ownership
+from fundsvc.engine.ownership import Ownership
 from fundsvc.logs.faults import Outage
 from fundsvc.metrics.mutual import MutualMetrics
 from fundsvc.mutual.store.audits import PoolWalk, last_entry

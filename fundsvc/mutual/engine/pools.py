@@ -7,7 +7,8 @@ import structlog
 from fundsvc.config.settings import Config
 from fundsvc.core.contracts import partition_of
 from fundsvc.engine.audit_loop import Pace
-from fundsvc.engine.engine import Companion, Companions, Ownership
+from fundsvc.engine.engine import Companion, Companions
+from fundsvc.engine.ownership import Ownership
 from fundsvc.metrics import Metrics
 from fundsvc.mutual.engine.audit import PoolAuditor
 from fundsvc.mutual.engine.session import PoolSession

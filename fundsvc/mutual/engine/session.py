@@ -5,6 +5,7 @@ database refuses something in a batch) is narrowed down to the event that causes
 """
 
 import asyncio
+import time
 from functools import partial
 from typing import NamedTuple
 
@@ -17,7 +18,7 @@ from fundsvc.core.batch import Offset
 from fundsvc.engine.attempts import Attempts, first_of
 from fundsvc.engine.batch_bound import BatchBound
 from fundsvc.engine.continuity import CheckedSource, lost_tail, unsettled_messages
-from fundsvc.engine.engine import Ownership
+from fundsvc.engine.ownership import Ownership
 from fundsvc.engine.refusals import Refusals, RefusedBatch
 from fundsvc.engine.settling import SLICE_SHARE, Committed, SettlingContext
 from fundsvc.engine.step_counter import StepCounter
@@ -52,11 +53,14 @@ log = structlog.get_logger()
 
 
 class _Loaded(NamedTuple):
-    """A pool in memory with what settles it. `read_from` is the offset at which the pipeline starts to read."""
+    """A pool in memory with what settles it. `read_from` is the offset at which the pipeline starts to read, `since` the
+    monotonic time of the load.
+    """
 
     pool: Pool
     pipeline: PoolPipeline
     read_from: Offset
+    since: float
 
 
 class PoolSession:
@@ -65,7 +69,8 @@ class PoolSession:
     def __init__(self, config: Config, metrics: Metrics, ownership: Ownership, name: str, proposals: TermsProposals) -> None:
         self._config = config
         self._metrics = metrics.mutual
-        self._client, self._pool, self._engine, self._home, self._epoch, self._worker = ownership
+        self._streams, self._pool, self._engine, self._home, self._epoch, self._worker = ownership
+        self._client = self._streams.client
         self._name = name
         self._rules: Rules = config.mutual.pools[name].rules()
         self._proposals = proposals
@@ -114,6 +119,7 @@ class PoolSession:
     async def run(self, stop: asyncio.Event) -> None:
         """Settles the pool until `stop` is set or another engine owns it."""
         self._metrics.own(self._name)
+        self._streams.survey.add(self._source)
         try:
             async with asyncio.TaskGroup() as tasks:
                 # Trims also while loading fails: a full stream server may be the cause.
@@ -121,6 +127,7 @@ class PoolSession:
                 await asyncio.wait([tasks.create_task(self._attempts.run(self._settle, stop))])
                 trimming.cancel()
         finally:
+            self._streams.survey.remove(self._source)
             self._rejections.log_rest()
             self._metrics.release(self._name)
 
@@ -155,7 +162,7 @@ class PoolSession:
         self._log.info("pool loaded", accounts=len(pool.register.accounts), policies=len(pool.register.policies))
         pipeline = PoolPipeline(
             pool,
-            CheckedSource(self._source, start.known_until),
+            CheckedSource(self._source, start.known_until, self._streams),
             writer,
             self._handle_commit,
             SettlingContext(
@@ -168,7 +175,7 @@ class PoolSession:
             ),
             opened,
         )
-        return _Loaded(pool, pipeline, start.offset)
+        return _Loaded(pool, pipeline, start.offset, time.monotonic())
 
     async def _run_pipeline(self, loaded: _Loaded, stop: asyncio.Event) -> RefusedBatch | None:
         """Runs the pipeline with the periodic tasks until `stop` is set; returns the batch if the database refuses it."""
@@ -232,11 +239,12 @@ class PoolSession:
     async def _measure_lag(self) -> None:
         self._rejections.log_due()
         settled, next_cutoff = self._offset, self._next_cutoff
-        now_ms = await self._source.now_ms()
+        seen = await self._streams.survey.look(self._source, self._loaded.since)
+        now_ms = seen.now_ms
         late = max(0, now_ms - next_cutoff) / 1000 if next_cutoff else 0.0
         self._metrics.late.labels(self._name).set(late)
         await self._source.drop_oversized(settled.last_id)
-        left = unsettled_messages(await self._source.state(), settled)
+        left = unsettled_messages(seen.state, settled)
         self._metrics.lag_messages.labels(self._name).set(left)
         if not left:
             await self._attempts.resume()

@@ -7,11 +7,11 @@ import structlog
 from fundsvc.concurrency.background import PeriodicTask
 from fundsvc.config.settings import Config
 from fundsvc.core.contracts import partition_of
-from fundsvc.engine.engine import Ownership
+from fundsvc.engine.ownership import Ownership
 from fundsvc.metrics.mutual import MutualMetrics
 from fundsvc.mutual.store.reader import MutualReader
 
-CHECK_SECONDS = 10.0
+CHECK_SECONDS = 60.0
 """How often the pools of the ledger are read: another engine may create one."""
 
 log = structlog.get_logger()

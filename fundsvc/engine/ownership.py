@@ -1,0 +1,18 @@
+"""What an engine gives to the sessions of a partition that it owns."""
+
+from concurrent.futures import Executor
+from typing import NamedTuple
+
+from fundsvc.engine.continuity import Streams
+from fundsvc.store.database import Pool
+
+
+class Ownership(NamedTuple):
+    """A partition that an engine owns, and what its sessions share. `worker` runs long work."""
+
+    streams: Streams
+    pool: Pool
+    engine: str
+    partition: int
+    epoch: int
+    worker: Executor
