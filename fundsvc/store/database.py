@@ -11,6 +11,8 @@ import asyncpg
 from asyncpg.exceptions._base import DataError as InvalidValue
 from asyncpg.pool import PoolConnectionProxy
 
+from fundsvc.store.hosts import dial
+
 CONNECT_SECONDS = 5.0
 """Long enough for a busy server, and short enough for a standby to notice an unreachable server."""
 
@@ -135,7 +137,7 @@ async def connect(dsn: str, name: str, command_seconds: float = COMMAND_SECONDS)
     owner.
     """
     with faults():
-        connection = await asyncpg.connect(
+        connection = await dial(
             dsn,
             timeout=CONNECT_SECONDS,
             command_timeout=command_seconds,
@@ -159,8 +161,9 @@ async def open_pool(dsn: str, connections_max: int, command_seconds: float = COM
 
     On exit it closes connections without waiting for the server, which may not respond.
     """
-    pool = asyncpg.create_pool(
+    pool = asyncpg.create_pool(  # type: ignore[call-overload]
         dsn,
+        connect=dial,
         min_size=0,
         max_size=connections_max,
         timeout=CONNECT_SECONDS,

@@ -3,6 +3,7 @@
 from importlib.resources import files
 from pathlib import Path
 
+import asyncpg
 import structlog
 from alembic import command
 from alembic.config import Config
@@ -12,6 +13,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from fundsvc.store.database import StoreFault
+from fundsvc.store.hosts import dial
 from fundsvc.store.schema import check_encoding, check_partitions, is_outdated, newest_revision
 
 log = structlog.get_logger()
@@ -29,7 +31,7 @@ async def migrate(owner_dsn: str, partitions: int) -> None:
     Raises ValueError if the database has another number of partitions, because contracts would change their stream, or if its
     encoding is not UTF8. Raises StoreFault if the database is unreachable.
     """
-    engine = create_async_engine(owner_dsn.replace("postgresql://", "postgresql+asyncpg://", 1))
+    engine = create_async_engine("postgresql+asyncpg://", async_creator=lambda: dial(owner_dsn))
     try:
         async with engine.begin() as connection:
             check_encoding((await connection.execute(text("SHOW server_encoding"))).scalar_one())
@@ -43,7 +45,7 @@ async def migrate(owner_dsn: str, partitions: int) -> None:
                 {"n": partitions},
             )
             found = (await connection.execute(text("SELECT count(*) FROM partitions"))).scalar_one()
-    except (OSError, SQLAlchemyError) as error:
+    except (OSError, SQLAlchemyError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
         raise StoreFault(f"cannot migrate: {error}") from error
     finally:
         await engine.dispose()
