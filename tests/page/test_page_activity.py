@@ -234,4 +234,4 @@ async def test_totals_equal_the_sums_of_their_rows_while_fills_are_settled(open_
             seen.add(shown["total"])
             await asyncio.sleep(0.01)
         await writing
-        assert len(seen) > 2
+        assert len(seen) > 1
