@@ -12,13 +12,10 @@ import { connectionToken, removeStoredToken, storedAccount, storedToken, storeTo
 const REFRESH_MS = 3000;
 
 const INPUTS = {
-  Entry: (row) => number(row.entryPrice),
-  Mark: (row) => number(row.markPrice),
+  "Entry, mark": (row) => lines(number(row.entryPrice), number(row.markPrice)),
   Margin: (row) => number(row.margin),
-  PnL: (row) => number(row.unrealisedPnl, { signed: true }),
-  Return: (row) => percent(row.return),
-  Leverage: (row) => rough(row.leverage),
-  Score: (row) => rough(row.score),
+  "PnL, return": (row) => lines(number(row.unrealisedPnl, { signed: true }), percent(row.return)),
+  "Leverage, score": (row) => lines(rough(row.leverage), rough(row.score)),
 };
 
 const POSITION_COLUMNS = {
@@ -26,11 +23,10 @@ const POSITION_COLUMNS = {
   Side: (row) => (row.positionSide === "BOTH" ? row.side : `${row.side} leg`),
   Lots: (row) => number(row.lots),
   Lights: (row) => (row.notEligible ? element("span", { class: "note" }, `not eligible: ${row.notEligible}`) : lights(row.lights)),
-  Rank: (row) => rank(row),
-  Percentile: (row) => percent(row.percentile),
+  "Rank, percentile": (row) => (row.rank === null ? rank(row) : lines(rank(row), percent(row.percentile))),
   ...INPUTS,
   Margin: (row) => money(row.margin, row.settleCurrency),
-  PnL: (row) => money(row.unrealisedPnl, row.settleCurrency, { signed: true }),
+  "PnL, return": (row) => lines(money(row.unrealisedPnl, row.settleCurrency, { signed: true }), percent(row.return)),
   "Bankruptcy price": (row) => number(row.bankruptcyPrice, { reason: "the margin covers any move of the price" }),
 };
 
@@ -40,19 +36,26 @@ const DELEVERAGED_COLUMNS = {
   Side: (row) => row.side,
   "Lots executed": (row) => element("span", {}, number(row.executed), " of ", number(row.lots)),
   Price: (row) => number(row.price),
-  Lights: (row) => lights(row.lights),
-  Rank: (row) => rank(row),
-  Cause: (row) =>
-    row.cause ? element("a", { href: entryAddress(`${row.symbol}@${row.generation}`, row.cause) }, `entry ${row.cause}`) : "a takeover",
-  Order: (row) => element("span", {}, `ADL ${row.adl}, round ${row.round}`),
+  "Lights, rank": (row) => lines(lights(row.lights), rank(row)),
+  "Order, cause": (row) => lines(element("span", {}, `ADL ${row.adl}, round ${row.round}`), cause(row)),
   ...INPUTS,
 };
 
 /** Columns of words. All others contain numbers and are aligned to the right. */
-const WORDS = ["Contract", "Side", "Lights", "Time", "Cause", "Order"];
+const WORDS = ["Contract", "Side", "Lights", "Time", "Lights, rank", "Order, cause"];
 
 function contractLink({ symbol }) {
   return element("a", { href: contractAddress(symbol) }, symbol);
+}
+
+/** Shows two values of a cell, one below the other: all columns fit on a screen. */
+function lines(first, second) {
+  return element("span", { class: "lines" }, first, second);
+}
+
+function cause({ symbol, generation, cause }) {
+  if (!cause) return element("span", {}, "a takeover");
+  return element("a", { href: entryAddress(`${symbol}@${generation}`, cause) }, `entry ${cause}`);
 }
 
 function rank(row) {
@@ -120,8 +123,8 @@ class AccountView {
 
   #show(answer) {
     this.owner = element("p", { class: "owner" });
-    this.positions = element("section", { class: "panel" });
-    this.deleveraged = element("section", { class: "panel" });
+    this.positions = element("section", { class: "panel account" });
+    this.deleveraged = element("section", { class: "panel account" });
     const head = element(
       "div",
       { class: "head" },

@@ -23,6 +23,9 @@ const STEPS = {
   ended: ({ state }) => [{ done: "done", uncovered: "ended uncovered", returned: "rest returned to the fund" }[state], ENDS[state]],
 };
 
+/** The steps whose lots the service rounds. */
+const ROUNDED = new Set(["round", "executed"]);
+
 const ENDS = { done: "ok", uncovered: "uncovered", returned: "warning" };
 
 const COLUMNS = {
@@ -31,7 +34,7 @@ const COLUMNS = {
   Order: (row) => `ADL ${row.adl}`,
   Step: (row) => stepOf(row),
   Side: (row) => `${row.reduce}s`,
-  Lots: (row) => number(row.lots),
+  Lots: (row) => (ROUNDED.has(row.kind) ? element("span", {}, "≈ ", number(row.lots)) : number(row.lots)),
   Price: (row) => number(row.price),
   "Notional in USDT": (row) => short(row.notionalUsdt, { reason: row.notionalUsdtReason }),
 };

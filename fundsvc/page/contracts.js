@@ -9,6 +9,9 @@ import { showTotals } from "./totals.js";
 
 const RESORT_MS = 2000;
 
+/** How long a changed balance is highlighted if nothing changes meanwhile: longer than the interval at which changes are drawn. */
+const CALM_MS = 2000;
+
 /** How often the lines of the last 24 hours are read again. */
 const HOURS_MS = 60_000;
 
@@ -21,6 +24,7 @@ class ContractsView {
   #order = [];
   #sortedAt = 0;
   #totalled = null;
+  #calming = 0;
 
   constructor(root, market) {
     this.#market = market;
@@ -106,12 +110,17 @@ class ContractsView {
     const busy = this.body.matches(":hover, :focus-within");
     const due = performance.now() - this.#sortedAt > RESORT_MS && !busy;
     const known = new Set(this.#order);
+    this.#calm();
     for (const fund of shown) this.#row(fund).show(fund, this.widths);
+    clearTimeout(this.#calming);
+    this.#calming = setTimeout(this.#calm, CALM_MS);
     if (sort || due || shown.length !== this.#order.length || shown.some(({ name }) => !known.has(name))) this.#sort(shown);
     this.empty.textContent = shown.length ? "" : funds.size ? "No contract matches the filter." : "No contract is listed yet.";
     this.count.textContent =
       shown.length === all.length ? `${all.length} contracts` : `${shown.length} of ${all.length} contracts`;
   }
+
+  #calm = () => this.#rows.forEach((row) => row.calm());
 
   #filtered(funds) {
     const text = chosen.text.trim().toUpperCase();

@@ -172,10 +172,12 @@ export function sideOf({ words, wide }) {
   return { class: [...(words ? [] : ["amount"]), ...(wide ? ["wide-only"] : [])].join(" ") || null };
 }
 
-/** The row of a contract. Redraws only changed cells and highlights a changed balance for a moment. */
+/**
+ * The row of a contract. Redraws only changed cells and highlights a changed balance until `calm`. The highlight does not fade: an
+ * animation would paint the page sixty times a second while fills arrive.
+ */
 export class Row {
   #fund = {};
-  #flashing = null;
 
   constructor() {
     this.cells = COLUMNS.map((column) =>
@@ -194,12 +196,11 @@ export class Row {
       this.cells[place].replaceChildren(shown);
       widths.fit(place, `${shown.matches(".up") ? "+" : ""}${shown.dataset.short ?? shown.textContent}`);
     });
-    if (before.symbol && before.balance !== fund.balance) this.#flash(compareDecimals(fund.balance, before.balance));
+    if (before.symbol && before.balance !== fund.balance)
+      this.cells[BALANCE].dataset.moved = compareDecimals(fund.balance, before.balance) < 0 ? "down" : "up";
   }
 
-  #flash(direction) {
-    const colours = [direction < 0 ? "var(--down-soft)" : "var(--up-soft)", "transparent"];
-    this.#flashing?.cancel();
-    this.#flashing = this.cells[BALANCE].animate({ backgroundColor: colours }, { duration: 1200, easing: "ease-out" });
+  calm() {
+    delete this.cells[BALANCE].dataset.moved;
   }
 }

@@ -860,11 +860,11 @@ WHERE r.kind <> 'part' GROUP BY r.symbol, r.adl, r.round, r.kind ORDER BY r.symb
 
 -- name: rounds_promised
 -- The rounds of some orders that do not begin at rank 1, each with the rounds of other orders of the side that were open when it
--- began and that begin at a better rank: the last record of such a round, and its best rank. Of the hundred orders before and after.
+-- began and that begin at a better rank: the last record of such a round, and its best rank. Of the twenty orders before and after.
 SELECT r.adl, r.round, o.adl AS other, p.kind, p.body, f.first_rank
 FROM adl_records r
 JOIN adl_orders b ON b.symbol = r.symbol AND b.adl = r.adl
-JOIN adl_orders o ON o.symbol = r.symbol AND o.adl BETWEEN r.adl - 100 AND r.adl + 100 AND o.adl <> r.adl AND o.reduce = b.reduce
+JOIN adl_orders o ON o.symbol = r.symbol AND o.adl BETWEEN r.adl - 20 AND r.adl + 20 AND o.adl <> r.adl AND o.reduce = b.reduce
     AND (o.state = 'open' OR o.updated_at >= r.recorded_at)
 CROSS JOIN LATERAL (
     SELECT x.kind, x.body, x.round FROM adl_records x

@@ -64,6 +64,26 @@ async def test_axe_finds_nothing_in_the_handbook(open_window, theme):  # noqa: F
 
 
 @needs_browser
+@pytest.mark.parametrize("theme", ["light", "dark"])
+async def test_axe_finds_nothing_in_the_reference(open_window, theme):  # noqa: F811
+    async with open_window(color_scheme=theme) as window:
+        page = window.page
+        page.on("request", lambda request: window.requests.remove(request.url) if request.url.startswith("data:") else None)
+        await window.go("docs/reference/")
+        for path in ("/api/v1/adl/positions", "/api/v1/adl/{symbol}/preview", "/api/v1/insurance-fund/{symbol}/history.csv"):
+            operation = page.locator(".opblock").filter(has=page.get_by_text(path, exact=True))
+            await operation.locator("button.opblock-summary-control").click()
+            await operation.get_by_role("button", name="Try it out").click()
+        await operation.get_by_role("textbox", name="symbol").fill("UNKNOWN")
+        await operation.get_by_role("button", name="Execute").click()
+        await expect(operation.locator(".live-responses-table")).to_contain_text("404")
+        await page.get_by_role("button", name="Authorize", exact=True).click()
+        await expect(page.get_by_role("heading", name="Available authorizations")).to_be_visible()
+        assert await violations(page) == []
+        window.errors.clear()  # The browser logs the 404.
+
+
+@needs_browser
 async def test_entries_are_one_stop_of_the_tab_key(open_window, producer, url):  # noqa: F811
     await listed(producer, "AAA", "BBB")
     await producer.append([fill("AAA", seq, 5) for seq in range(1, 31)])

@@ -53,7 +53,7 @@ async def test_home_shows_what_adl_does_while_it_happens(open_window, producer, 
         await expect(rows.first.locator("td").last).to_have_text("3900")
         await producer.append([executed(2, 1, "secret-anna", 50)])
         await expect(rows).to_have_count(2)
-        assert await texts(rows) == [[SYMBOL, "ADL 1", "executed in round 1", "shorts", "50"], opened]
+        assert await texts(rows) == [[SYMBOL, "ADL 1", "executed in round 1", "shorts", "≈ 50"], opened]
         await producer.append([executed(seq, 1, f"secret-{name}", lots) for seq, name, lots in REST])
         await expect(rows).to_have_count(3)
         assert [row[2] for row in await texts(rows)] == ["done", "executed in round 1", "order opened"]
@@ -177,6 +177,8 @@ async def test_account_exports_its_reductions(open_window, producer, url, role, 
         await window.go("#/account")
         await window.show_account(signed(role, **claims), account)
         await expect(window.page.get_by_role("region", name="ADL reductions").locator("tbody tr")).to_contain_text("20 of 50")
+        for region in await window.page.get_by_role("region").all():
+            assert await region.evaluate("region => region.scrollWidth <= region.clientWidth")
         async with window.page.expect_download() as download:
             await window.page.get_by_role("button", name="CSV").click()
         file = await download.value
@@ -232,4 +234,4 @@ async def test_totals_equal_the_sums_of_their_rows_while_fills_are_settled(open_
             seen.add(shown["total"])
             await asyncio.sleep(0.01)
         await writing
-        assert len(seen) > 2
+        assert len(seen) > 1

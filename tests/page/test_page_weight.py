@@ -163,14 +163,15 @@ async def test_contract_page_is_light_fast_and_steady(open_window, producer, url
 @needs_browser
 @pytest.mark.alone
 @pytest.mark.usefixtures("long_history")
-async def test_open_contract_page_takes_little_of_a_processor(producer, url, tmp_path):  # noqa: F811
+@pytest.mark.parametrize("address", ["#/", "#/contract/AAA"])
+async def test_open_page_takes_little_of_a_processor(producer, url, tmp_path, address):  # noqa: F811
     async with plain_browser(tmp_path / "bare", f"{url}/api/v1/timestamp") as bare:
         await asyncio.sleep(SETTLED_SECONDS)
         start = await bare.busy_seconds()
-    async with plain_browser(tmp_path / "page", f"{url}/#/contract/AAA") as page:
+    async with plain_browser(tmp_path / "page", f"{url}/{address}") as page:
         await asyncio.sleep(SETTLED_SECONDS)
         share = await page.share_of_a_core(fill_at_rate(producer, ENTRIES + 1, WATCHED_SECONDS))
-    print(f"{share:.1%} of a core, {start:.2f} s to start a browser")
+    print(f"{address}: {share:.1%} of a core, {start:.2f} s to start a browser")
     assert share <= SHARE_MAX * start
 
 

@@ -21,6 +21,7 @@ from fundsvc.api.docs.generated import Generated
 from fundsvc.api.http.errors import Failure, error_response
 from fundsvc.api.http.parameters import Query
 from fundsvc.api.http.routes import JSON, Endpoint, Media
+from fundsvc.core.numbers import INT64_MAX
 
 Schema = dict[str, Any]
 
@@ -231,6 +232,8 @@ def _query_parameters(endpoint: Endpoint, example: Schema) -> Iterable[Schema]:
         parameter: Schema = {"name": name, "in": "query", "required": name in query["required"]}
         if "description" in schema:
             parameter["description"] = schema.pop("description")
+        if schema.get("default") == INT64_MAX:
+            del schema["default"]  # It means no bound. JavaScript would round it up, and send a number that is too large.
         yield _exemplified({**parameter, "schema": schema}, example)
 
 
