@@ -291,9 +291,7 @@ async def _serving(
             metrics.servers.certificate.set(expiry(config.http.certificate))
             async with (
                 health_side(config, Middleware(metrics, access_control), operations),
-                serve(
-                    app, config.http.host, config.http.port, tls, cached.fast_path(middleware), bounds, metrics.refused
-                ) as url,
+                serve(app, config.http.host, config.http.port, tls, bounds, metrics.refused) as url,
             ):
                 yield url
 

@@ -34,7 +34,7 @@ class ContractResources:
         self._pools = pools
         self._epochs = epochs
         self.routes = (
-            Route("/api/v1/timestamp", Query, self.timestamp),
+            Route("/api/v1/timestamp", Query, self.timestamp, cached=False),
             Route("/api/v3/currencies", Query, self.currencies),
             Route("/api/v1/contracts/active", Query, self.active_contracts),
             Route("/api/v1/contracts/{symbol}", Query, self.contract),

@@ -12,8 +12,6 @@ import msgspec
 
 from fundsvc.api.answers import Envelope, FundAnswer
 from fundsvc.api.http.application import Encoded, Route, symbol_not_listed
-from fundsvc.api.http.fast_path import FastPath
-from fundsvc.api.http.middleware import Middleware
 from fundsvc.api.http.parameters import FundsQuery, Query
 from fundsvc.readmodel.inventories import HeldInventory
 from fundsvc.readmodel.ledger_tail import Tail
@@ -21,13 +19,6 @@ from fundsvc.store.reader import FundRow
 
 VALUATION_SECONDS = 1.0
 """The maximum age of a cached answer. Marks, rates, statistics and the guard change between entries."""
-
-
-FUND = "/api/v1/insurance-fund/{symbol}"
-_FUNDS = FUND.removesuffix("{symbol}")
-
-_DELIMITERS = frozenset("%?#")
-"""Characters with a meaning in URLs. The router answers requests for a symbol that contains one."""
 
 
 class _CachedFund(NamedTuple):
@@ -61,7 +52,7 @@ class FundCache:
         self._lists: dict[bool, _CachedList] = {}
         self.routes = (
             Route("/api/v1/insurance-fund", FundsQuery, self.funds),
-            Route(FUND, Query, self.fund),
+            Route("/api/v1/insurance-fund/{symbol}", Query, self.fund),
         )
 
     async def funds(self, query: FundsQuery) -> Encoded[list[FundAnswer]]:
@@ -76,15 +67,11 @@ class FundCache:
 
     async def fund(self, _query: Query, symbol: str) -> Encoded[FundAnswer]:
         """The fund of one contract."""
+        self._tail.check()
         key = self._tail.key_of(symbol)
         if key is None:
-            self._tail.check()
             raise symbol_not_listed(symbol)
-        return self._shown(key)
-
-    def fast_path(self, middleware: Middleware) -> FastPath:
-        """Returns the fast path to single funds."""
-        return FastPath(middleware, FUND, self._key_at, self._shown)
+        return self._fresh(key).answer
 
     async def answers(self) -> list[FundAnswer]:
         """Returns the funds of all open contracts, for routes with another format."""
@@ -94,16 +81,6 @@ class FundCache:
     def data(self, key: str) -> msgspec.Raw:
         """Returns the encoded fund of a listed contract by ledger key, without its envelope."""
         return self._fresh(key).data
-
-    def _key_at(self, path: str) -> str | None:
-        """Returns the ledger key of the symbol in the raw path of a fund, or None if the path needs the router."""
-        symbol = path.removeprefix(_FUNDS)
-        key = self._tail.current.get(symbol)
-        return key if symbol is not path and _DELIMITERS.isdisjoint(symbol) else None
-
-    def _shown(self, key: str) -> Encoded[FundAnswer]:
-        self._tail.check()
-        return self._fresh(key).answer
 
     def _fresh(self, key: str) -> _CachedFund:
         fund, held = self._tail.funds[key], self._tail.held.get(key)

@@ -10,8 +10,9 @@ from urllib.parse import urlsplit
 
 from aiohttp import hdrs, web
 
+from fundsvc.api.http.caching import digest
 from fundsvc.api.http.routes import Endpoint, Media
-from fundsvc.api.http.static_files import Asset, answer_asset, digest
+from fundsvc.api.http.static_files import Asset, answer_asset
 from fundsvc.api.page_bundle import bundle
 
 FOREVER = "public, max-age=31536000, immutable"

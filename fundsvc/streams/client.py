@@ -275,7 +275,7 @@ def pool_stream_key(pool: str) -> str:
 
 
 async def to_node_of(client: StreamClient, key: str) -> Mapping[str, Any]:
-    """Returns options that send a command to the node of a key; asks a cluster for its nodes if they are not known."""
+    """Returns options that send a command to the node of a key; looks up the nodes of a cluster if they are not known."""
     if not isinstance(client, RedisCluster):
         return {}
     await client.initialize()

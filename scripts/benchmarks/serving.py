@@ -15,7 +15,7 @@ from throughput import ShowProgress, listing_engine
 
 from fundsvc.local.servers import EmbeddedServers
 
-OF_BARE_MIN = 0.8
+OF_BARE_MIN = 0.6  # plain aiohttp with the middleware; see D25 of the handbook
 DELIVERED_P99_MS_MAX = 50.0
 COMMIT_RATIO_MAX = 1.10
 """Targets."""

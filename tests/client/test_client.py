@@ -21,6 +21,7 @@ from fundsvc.client.api import ApiError, Unavailable, open_api
 from fundsvc.client.producer import producing
 from fundsvc.client.rounds import instructed_rounds
 from fundsvc.core.events import Rate
+from fundsvc.readmodel import ledger_tail
 from fundsvc.streams.client import open_client, stream_key
 
 
@@ -199,6 +200,21 @@ async def test_entries_continue_over_generations_that_began_while_disconnected(c
         async with service_of(config) as service:
             await service.append(NEW, raw_fill("AAA", 40))
             assert await following(1) == [(5, 1)]
+        await entries.aclose()
+
+
+async def test_entries_are_complete_when_a_generation_begins_before_all_of_the_one_before_are_read(config, monkeypatch):
+    monkeypatch.setattr(ledger_tail, "ENTRIES_PER_STEP_MAX", 3)
+    async with service_of(config) as service, connected(config) as api:
+        await service.append(NEW, raw_fill("AAA", 1))
+        await service.fund("AAA")
+        entries = topics.entries(api, "AAA")
+        assert (await anext(entries)).entry == 1
+        ended = {"type": "settle", "symbol": "AAA", "seq": 40, "price": "100", "ts": 1}
+        await service.append(*(raw_fill("AAA", seq) for seq in range(2, 31)), ended, NEW, raw_fill("AAA", 41))
+        async with asyncio.timeout(20):
+            found = [((one := await anext(entries)).generation, one.entry) for _ in range(30)]
+        assert found == [*((1, entry) for entry in range(2, 31)), (2, 1)]
         await entries.aclose()
 
 

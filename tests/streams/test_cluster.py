@@ -21,7 +21,7 @@ MESSAGE = [b'{"type":"none"}']
 
 
 def free_ports():
-    """Yields ports that nobody uses."""
+    """Yields unused ports."""
     while True:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))

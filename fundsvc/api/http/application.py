@@ -12,6 +12,7 @@ from multidict import MultiDict
 from fundsvc.api.answers import Envelope
 from fundsvc.api.http.access import PUBLIC, Roles, RouteHandler, with_caller
 from fundsvc.api.http.big_integers import integers_as_strings, with_integers
+from fundsvc.api.http.caching import SHARED, digest, is_current, validated
 from fundsvc.api.http.compression import GZIP_HEADERS, PLAIN_HEADERS, GzipOnce, accepts_gzip
 from fundsvc.api.http.errors import BadParameter, NotFound
 from fundsvc.api.http.middleware import Middleware
@@ -24,6 +25,8 @@ T_co = TypeVar("T_co", covariant=True)
 
 GZIP_BYTES_MIN = 16_384
 """About a dozen packets. Compressing a shorter answer saves no noticeable time."""
+
+NOT_MODIFIED = 304
 
 GZIP_LEVEL = 1
 """A thousand funds take a thread 3 ms and shrink to a quarter. The best level takes five times as long and saves a tenth."""
@@ -45,13 +48,25 @@ class Encoded(Generic[T_co]):
         """The same answer with its integers as strings."""
         return Encoded(integers_as_strings(self.body))
 
-    async def response(self, request: web.Request) -> web.Response:
-        """Returns the response, gzipped if it is long and the request accepts gzip."""
-        if len(self.body) < GZIP_BYTES_MIN:
-            return web.Response(body=self.body, content_type=JSON)
-        if accepts_gzip(request):
-            return web.Response(body=await self._packed.content(), content_type=JSON, headers=GZIP_HEADERS)
-        return web.Response(body=self.body, content_type=JSON, headers=PLAIN_HEADERS)
+    @cached_property
+    def _version(self) -> str:
+        return digest(self.body)
+
+    async def response(self, request: web.Request, *, cached: bool) -> web.Response:
+        """Returns the response, gzipped if it is long and the request accepts gzip.
+
+        A `cached` answer is for everyone, so caches may keep it; the response is 304 if the client has it.
+        """
+        is_long, headers = len(self.body) >= GZIP_BYTES_MIN, {}
+        if cached:
+            headers = {hdrs.CACHE_CONTROL: SHARED, **validated(self._version)}
+        if is_long:
+            headers |= PLAIN_HEADERS
+        if cached and is_current(request, self._version):
+            return web.Response(status=NOT_MODIFIED, headers=headers)
+        if is_long and accepts_gzip(request):
+            return web.Response(body=await self._packed.content(), content_type=JSON, headers=headers | GZIP_HEADERS)
+        return web.Response(body=self.body, content_type=JSON, headers=headers)
 
 
 class Route(NamedTuple):
@@ -60,7 +75,8 @@ class Route(NamedTuple):
     `answer` receives the query and the path's parameters. A route with a `body` is a POST of that struct, or of one of a union
     of structs, as JSON; `answer` receives it as `body`. A route with `roles` requires one of them and passes the
     `caller`. A route with `token_optional` is public and shows a caller more of its own data; `caller` is None without a valid
-    token. `cost` returns how many more requests an answer counts as; it receives the path's parameters.
+    token. `cost` returns how many more requests an answer counts as; it receives the path's parameters. Caches may keep the
+    answers of a public route that is `cached`.
     """
 
     path: str
@@ -70,6 +86,7 @@ class Route(NamedTuple):
     roles: Roles = PUBLIC
     cost: Cost | None = None
     token_optional: bool = False
+    cached: bool = True
 
 
 def make_app(middleware: Middleware, table: Iterable[Route | Endpoint]) -> web.Application:
@@ -147,6 +164,7 @@ def symbol_not_listed(symbol: str) -> NotFound:
 
 def _handler(route: Route) -> RouteHandler:
     default = _default_query(route.query)
+    cached = route.cached and not (route.roles or route.token_optional or route.body)
 
     async def handle(request: web.Request, *callers: Caller | None) -> web.Response:
         caller = {"caller": callers[0]} if callers else {}
@@ -154,9 +172,9 @@ def _handler(route: Route) -> RouteHandler:
         body = {"body": read_body(route.body, await request.read())} if route.body else {}
         answer = await route.answer(query, **caller, **body, **request.match_info)
         if isinstance(answer, Encoded):
-            return await (answer if query.numbers == "number" else answer.as_strings).response(request)
+            return await (answer if query.numbers == "number" else answer.as_strings).response(request, cached=cached)
         fresh: Encoded[Any] = Encoded(with_integers(msgspec.json.encode(Envelope(data=answer)), query.numbers))
-        return await fresh.response(request)
+        return await fresh.response(request, cached=cached)
 
     return handle
 

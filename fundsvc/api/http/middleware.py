@@ -1,7 +1,7 @@
 """Middleware of all requests: request id, access control, errors, headers, metrics and a log line."""
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 
 import structlog
 from aiohttp import web
@@ -28,7 +28,7 @@ log = structlog.get_logger()
 
 
 class Middleware:
-    """Handles the requests of an application and of the fast path. Without access control it admits all requests."""
+    """Handles the requests of an application. Without access control it admits all requests."""
 
     def __init__(self, metrics: Metrics, access_control: AccessControl | None = None) -> None:
         self._metrics = metrics
@@ -51,18 +51,6 @@ class Middleware:
         self._restricted.update(restricted)
         application.middlewares.append(self._handle)
         application.on_response_prepare.append(self._prepare)
-
-    def answer(self, request: web.Request, route: str, make: Callable[[], web.Response]) -> web.Response:
-        """Returns the complete answer to a request of the fast path; metrics count it under the template `route`."""
-        started = time.perf_counter()
-        context = RequestContext(request)
-        try:
-            response = self._admit(request, context) or make()
-        except Exception as error:  # noqa: BLE001 - `Errors` logs unexpected exceptions
-            response = self._errors.answer(request, error)
-        self._note(request, route, response, started)
-        self._add_headers(request, response, context)
-        return response
 
     def charging(self, cost: Cost | None, handler: RouteHandler) -> RouteHandler:
         """Returns a handler that charges the cost of each answer to the client before it runs."""

@@ -12,7 +12,6 @@ from aiohttp.http_exceptions import HttpProcessingError
 from cryptography.x509 import load_pem_x509_certificates
 
 from fundsvc.api.http.connections import SERVER_NAME, Connection, Connections, Limit
-from fundsvc.api.http.fast_path import FastPath
 from fundsvc.config.settings import ConfigError, HttpConfig
 
 SHUTDOWN_SECONDS_MAX = 0.3
@@ -36,7 +35,6 @@ async def serve(
     host: str,
     port: int,
     tls: ssl.SSLContext | None = None,
-    fast_path: FastPath | None = None,
     bounds: HttpConfig = HttpConfig(),  # noqa: B008 - immutable
     refused: Callable[[Limit], object] = lambda _limit: None,
 ) -> AsyncIterator[str]:
@@ -50,8 +48,6 @@ async def serve(
     await runner.setup()
     server = runner.server
     assert server is not None, "setup() creates the server"
-    if fast_path:
-        server.request_handler = fast_path.before(server.request_handler)  # type: ignore[assignment] # the server passes web.Request
     loop, connections = asyncio.get_running_loop(), Connections(bounds, refused)
 
     def connect() -> Connection:

@@ -2,17 +2,14 @@
 
 import asyncio
 from collections.abc import Callable, Mapping
-from hashlib import sha256
 
-from aiohttp import hdrs, web
+from aiohttp import web
 
+from fundsvc.api.http.caching import digest, is_current, validated
 from fundsvc.api.http.compression import GZIP_HEADERS, PLAIN_HEADERS, GzipOnce, accepts_gzip
 
 CONTENT_TYPES = {".css": "text/css", ".html": "text/html", ".js": "text/javascript", ".svg": "image/svg+xml"}
 """Content types by file extension. Other extensions are not supported."""
-
-HASH_LENGTH = 16
-"""Hexadecimal digits of a hash: 64 bits distinguish the versions of a file."""
 
 LEVEL = 9
 """The best compression, because each process compresses a file once."""
@@ -45,17 +42,11 @@ class Asset:
 
 async def answer_asset(request: web.Request, asset: Asset, headers: Mapping[str, str]) -> web.Response:
     """Returns a file with these headers and the security headers, or 304 if the browser's copy is current."""
-    sent = {**SECURITY_HEADERS, **headers, hdrs.ETAG: f'W/"{asset.etag}"', **PLAIN_HEADERS}
-    known = request.if_none_match or ()
-    if any(tag.value in (asset.etag, "*") for tag in known):
+    sent = {**SECURITY_HEADERS, **headers, **validated(asset.etag), **PLAIN_HEADERS}
+    if is_current(request, asset.etag):
         return web.Response(status=304, headers=sent)
     compressed = accepts_gzip(request)
     if compressed:
         sent |= GZIP_HEADERS
     body = await asset.body(compressed=compressed)
     return web.Response(body=body, content_type=asset.content_type, charset="utf-8", headers=sent)
-
-
-def digest(content: bytes) -> str:
-    """Returns a short hash of the content."""
-    return sha256(content).hexdigest()[:HASH_LENGTH]

@@ -40,6 +40,7 @@ class Entries:
         self._metrics = metrics
         self._subscribers: defaultdict[str, set[Subscriber]] = defaultdict(set)
         self._live: defaultdict[str, set[Subscriber]] = defaultdict(set)
+        self._keys: dict[str, str] = {}  # the ledger key of each part with subscribers
 
     def check(self, part: str, after: After | None) -> None:
         """Raises CommandError if the contract is not listed, or `generation` is not the one that the part names.
@@ -54,6 +55,7 @@ class Entries:
     async def subscribe(self, subscriber: Subscriber, part: str, after: After | None) -> None:
         """Sends the entries after the last one that the client has, also those of later generations; by default future ones."""
         self._subscribers[part].add(subscriber)
+        self._keys.setdefault(part, listed_key(self._tail, part))
         key = self._key_of(part, after.generation if after else None)
         sent = after.number if after else self._delivered(part, key)
         if not await self._wait_until_settled(part, key, sent):
@@ -73,9 +75,8 @@ class Entries:
         """Sends no further entries. The tail stops reading the entries of a contract without subscribers."""
         self._live[part].discard(subscriber)
         self._subscribers[part].discard(subscriber)
-        key = listed_key(self._tail, part)
-        if not any(self._subscribers[name] for name in self._tail.names_of(key)):
-            self._tail.leave(key)
+        if not self._subscribers[part]:
+            self._leave(self._keys.pop(part, listed_key(self._tail, part)))
 
     def publish(self, change: Change) -> None:
         """Sends new entries to the subscribers of their contracts, in one write per contract.
@@ -83,12 +84,36 @@ class Entries:
         A subscription to a symbol continues with the first entry of a new generation.
         """
         for fund in change.funds:
-            if self._subscribers[self._tail.names_of(fund.symbol)[0]]:
+            part = self._tail.names_of(fund.symbol)[0]
+            if self._subscribers[part]:
                 self._tail.follow(fund.symbol, 0)
+                self._move(part, fund.symbol)
         for key, found in groupby(change.entries, lambda row: row.symbol):
             rows = list(found)
             for name in self._tail.names_of(key):
                 self._send(name, key, rows)
+
+    def _move(self, part: str, key: str) -> None:
+        """Moves the subscriptions to a part to another generation, once it has begun.
+
+        Entries of the one before that the tail has not delivered yet would be missing: the subscribers must request them.
+        """
+        before = self._keys[part]
+        if before == key:
+            return
+        self._keys[part] = key
+        if self._tail.follow(before) < self._tail.funds[before].entry:
+            for subscriber in self._live[part]:
+                subscriber.close(
+                    WSCloseCode.TRY_AGAIN_LATER,
+                    f"{part} has a new generation: reconnect, and subscribe with `after` and `generation`",
+                )
+        self._leave(before)
+
+    def _leave(self, key: str) -> None:
+        """Lets the tail stop reading the entries of a contract that has no subscribers."""
+        if not any(self._subscribers[name] for name in self._tail.names_of(key)):
+            self._tail.leave(key)
 
     def _send(self, name: str, key: str, rows: Sequence[EntryRow]) -> None:
         if subscribers := self._live[name]:
