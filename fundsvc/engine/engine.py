@@ -94,6 +94,7 @@ class Engine:
         self._outage = Outage(log, "leases", engine=self.name)
         self._lease_fault = ""
         metrics.partitions.set(config.stream.partitions)
+        metrics.servers.retention_bytes.set(config.stream.retention_bytes)
         if config.audit.heads_directory:
             metrics.heads_saved.set_to_current_time()  # Its age then counts from the start until the first file.
 

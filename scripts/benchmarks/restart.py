@@ -67,10 +67,14 @@ class Moment(msgspec.Struct, frozen=True):
 
 
 class Results(msgspec.Struct, kw_only=True):
-    """The results of one run. `whole_wal` is the WAL of all books saved whole, `changed_wal` that of the changed positions."""
+    """The results of one run, with the bytes of WAL of three saves: all positions, one changed position, the changed ones.
+
+    The save of one position includes the first images of the pages of all contracts, and the marks of all.
+    """
 
     load: Load
     whole_wal: int
+    one_wal: int
     changed_wal: int
     first_fill: Moment
     first_order: Moment
@@ -83,15 +87,15 @@ async def measure(servers: EmbeddedServers, load: Load, show_progress: ShowProgr
     """Prepares a ledger with positions, saves a few changed ones, and restarts the engine."""
     log = servers.directory / "restart.log"
     async with new_ledger(servers, "bench_restart") as ledger, connection_to(ledger.owner_dsn) as connection:
-        whole, changed = await _prepare(ledger, connection, load, log, show_progress)
+        wals = await _prepare(ledger, connection, load, log, show_progress)
         show_progress("restart", 0, 0)
-        return await _restart(ledger, connection, load, log, whole, changed)
+        return await _restart(ledger, connection, load, log, wals)
 
 
 async def _prepare(
     ledger: Ledger, connection: asyncpg.Connection, load: Load, log: Path, show_progress: ShowProgress
-) -> tuple[int, int]:
-    """Fills the books; returns the bytes of WAL that saving them whole, and saving the changed positions, wrote."""
+) -> tuple[int, int, int]:
+    """Fills the books; returns the bytes of WAL of saving them whole, of saving one changed position, and the changed ones."""
     market = _Market(load)
     async with _engine(ledger, log, SAVE_SECONDS) as engine:
         await _settle(
@@ -104,17 +108,24 @@ async def _prepare(
         await _until_saved(connection, engine, last_id)
         whole = await _wal(connection) - before
         show_progress("changed positions", 0, 0)
+        # Else an automatic vacuum of the saves before, or the first images of all pages, would count.
+        await connection.execute("VACUUM books")
+        await connection.execute("VACUUM book_parts")
         await connection.execute("CHECKPOINT")
-        before = await _wal(connection)
-        last_id = await _settle(ledger, connection, engine, market.changes(load.changed))
-        await _until_saved(connection, engine, last_id)
-        changed = await _wal(connection) - before
+        wals = []
+        for count in (1, load.changed):
+            before = await _wal(connection)
+            last_id = await _settle(ledger, connection, engine, market.changes(count))
+            await _until_saved(connection, engine, last_id)
+            wals.append(await _wal(connection) - before)
     async with _engine(ledger, log, NEVER_SAVED_SECONDS) as engine:
         await _settle(ledger, connection, engine, market.changes(load.tail))
-    return whole, changed
+    return whole, *wals
 
 
-async def _restart(ledger: Ledger, connection: asyncpg.Connection, load: Load, log: Path, whole: int, changed: int) -> Results:
+async def _restart(
+    ledger: Ledger, connection: asyncpg.Connection, load: Load, log: Path, wals: tuple[int, int, int]
+) -> Results:
     market = _Market(load)
     async with stream_of(ledger) as client:
         first_id = await append(client, STREAM, bodies([market.paid_fill()], 1, "json"), "json")
@@ -144,8 +155,9 @@ async def _restart(ledger: Ledger, connection: asyncpg.Connection, load: Load, l
         await asyncio.to_thread(engine.stop)
     results = Results(
         load=load,
-        whole_wal=whole,
-        changed_wal=changed,
+        whole_wal=wals[0],
+        one_wal=wals[1],
+        changed_wal=wals[2],
         first_fill=first_fill,
         first_order=first_order,
         loaded=loaded,
@@ -177,7 +189,7 @@ def show(results: Results, console: Console) -> None:
     console.print(table)
     console.print(f"peak memory {results.memory_mb:,.0f} MB")
     wal = table_of("WAL of a save of books", "changed positions", "MB", "bytes each")
-    for positions, size in ((load.positions, results.whole_wal), (load.changed, results.changed_wal)):
+    for positions, size in ((load.positions, results.whole_wal), (1, results.one_wal), (load.changed, results.changed_wal)):
         wal.add_row(f"{positions:,}", f"{size / 1e6:,.2f}", f"{size / positions:,.0f}")
     console.print(wal)
     if results.targets:
