@@ -120,7 +120,7 @@ async def _prepare(
             wals.append(await _wal(connection) - before)
     async with _engine(ledger, log, NEVER_SAVED_SECONDS) as engine:
         await _settle(ledger, connection, engine, market.changes(load.tail))
-    return whole, *wals
+    return whole, wals[0], wals[1]
 
 
 async def _restart(
