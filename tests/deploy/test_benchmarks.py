@@ -18,7 +18,7 @@ SMALL = {
     "takeover": "--tranches 100 --rounds 1",
     "mutual": "--policies 2000 --rounds 1 --trades 5000",
     "http": "--rounds 1 --seconds 0.1 --subscribers 5 --changes 100 --topic-rounds 1 --topic-seconds 1",
-    "restart": "--contracts 5 --positions 2000 --changed 100 --tail 100",
+    "restart": "--contracts 5 --positions 2000 --changed 100",
     "metrics": "--contracts 5 --rate 50 --turns 1",
 }
 
