@@ -95,6 +95,7 @@ class StreamConfig(Section, frozen=True):
     sentinel_master: Name = "fundsvc"
     partitions: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 1
     retention_hours: Annotated[float, msgspec.Meta(gt=0, le=100_000)] = 24.0
+    retention_bytes: Annotated[int, msgspec.Meta(ge=0, le=10**15)] = 1_000_000_000
     ts_ahead_seconds_max: Annotated[float, msgspec.Meta(ge=0, le=86_400)] = AHEAD_SECONDS_MAX
     message_bytes_max: Annotated[int, msgspec.Meta(ge=1000, le=500_000_000)] = 5_000_000
     contracts_max: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = CONTRACTS_MAX

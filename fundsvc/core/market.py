@@ -11,7 +11,7 @@ from contextlib import suppress
 import msgspec
 
 from fundsvc.core.adl.book import Book
-from fundsvc.core.adl.book_saves import ROWS_PER_SAVE_MIN, Saved
+from fundsvc.core.adl.book_saves import Saved
 from fundsvc.core.adl.order import AdlOrder
 from fundsvc.core.adl.valuation import SideName
 from fundsvc.core.awaited_books import Journal, Postponable, Postponed
@@ -466,11 +466,11 @@ class Market:
 
     def restore_book(self, kept: StoredBook) -> Iterator[None]:
         """Restores the positions of a saved book, some at each step."""
-        desk, change_rows = self._adl.desk, 0
+        desk = self._adl.desk
         for part in kept.book or ():
-            change_rows += max(ROWS_PER_SAVE_MIN, part.rows) if part.changes else 0
+            desk.saves.count(part)
             yield from desk.book.restore(part)
-        desk.saves.restored(desk.book, kept.parts, change_rows)
+        desk.saves.restored(desk.book, kept.parts)
 
     def restore_mark(self, kept: StoredBook) -> None:
         """Sets the mark of a saved book."""

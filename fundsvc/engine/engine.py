@@ -83,11 +83,14 @@ class Engine:
         self._metrics = metrics
         self._companions = companions
         self._owned: dict[int, _OwnedPartition] = {}
+        self._released: dict[int, int] = {}  # the last epoch of each partition that is or was released
+        self._releases: set[asyncio.Task[None]] = set()
         self._worker: Executor
         self._proposals = Proposals(config)
         self._outage = Outage(log, "leases", engine=self.name)
         self._lease_fault = ""
         metrics.partitions.set(config.stream.partitions)
+        metrics.servers.retention_bytes.set(config.stream.retention_bytes)
         if config.audit.heads_directory:
             metrics.heads_saved.set_to_current_time()  # Its age then counts from the start until the first file.
 
@@ -161,7 +164,7 @@ class Engine:
     ) -> None:
         """Applies a result of the lease keeper. Logs errors and continues."""
         try:
-            await self._apply_leases(tasks, streams, pool, keeper, renewal.result())
+            self._apply_leases(tasks, streams, pool, keeper, renewal.result())
         except StoreFault as fault:
             self._note_fault(fault)
             # The keeper's connection may be half open, and so may pooled ones: each of those would block a query for a minute.
@@ -201,7 +204,7 @@ class Engine:
             await save_heads(pool, Path(self._config.audit.heads_directory), self._config.audit.heads_days)
             self._metrics.heads_saved.set_to_current_time()
 
-    async def _apply_leases(
+    def _apply_leases(
         self, tasks: asyncio.TaskGroup, streams: Streams, pool: Pool, keeper: LeaseKeeper, held: HeldLeases
     ) -> None:
         """Stops the sessions of lost partitions, starts those of new ones, and releases partitions beyond the fair share."""
@@ -216,10 +219,11 @@ class Engine:
                 ownership.cancel()
                 del self._owned[partition]
         for partition, epoch in held.epochs.items():
-            if partition not in self._owned:
+            # A result may be older than a release.
+            if partition not in self._owned and epoch > self._released.get(partition, 0):
                 self._owned[partition] = self._start(tasks, streams, pool, partition, epoch)
         for partition in sorted(self._owned)[held.share :]:
-            await self._release(keeper, partition)
+            self._begin_release(tasks, keeper, partition)
 
     def _start(self, tasks: asyncio.TaskGroup, streams: Streams, pool: Pool, partition: int, epoch: int) -> "_OwnedPartition":
         log.info("partition owned", engine=self.name, partition=partition, epoch=epoch)
@@ -231,16 +235,29 @@ class Engine:
         return _OwnedPartition(epoch, session, stop, running)
 
     async def _release_all(self, keeper: LeaseKeeper) -> None:
-        await asyncio.gather(*(ownership.finish() for ownership in self._owned.values()))
+        await asyncio.gather(*self._releases, *(ownership.finish() for ownership in self._owned.values()))
         await keeper.leave({partition: ownership.epoch for partition, ownership in self._owned.items()})
         for partition in list(self._owned):
             self._log_released(partition, self._owned.pop(partition))
 
-    async def _release(self, keeper: LeaseKeeper, partition: int) -> None:
+    def _begin_release(self, tasks: asyncio.TaskGroup, keeper: LeaseKeeper, partition: int) -> None:
+        """Releases a partition concurrently with others, and with the renewal of leases."""
         ownership = self._owned.pop(partition)
+        self._released[partition] = ownership.epoch
+        release = tasks.create_task(self._release(keeper, partition, ownership))
+        self._releases.add(release)
+        release.add_done_callback(self._releases.discard)
+
+    async def _release(self, keeper: LeaseKeeper, partition: int, ownership: "_OwnedPartition") -> None:
+        """Releases a partition once its batch is committed. After a fault this engine still holds it, and starts it again."""
         await ownership.finish()
-        await keeper.release(partition, ownership.epoch)
-        self._log_released(partition, ownership)
+        try:
+            await keeper.release(partition, ownership.epoch)
+        except StoreFault as fault:
+            self._note_fault(fault)
+            del self._released[partition]
+        else:
+            self._log_released(partition, ownership)
 
     def _log_released(self, partition: int, ownership: "_OwnedPartition") -> None:
         log.info("partition released", engine=self.name, partition=partition, epoch=ownership.epoch)

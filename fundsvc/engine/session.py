@@ -35,6 +35,7 @@ from fundsvc.engine.settling import SLICE_SHARE, Committed, SettlingContext
 from fundsvc.engine.step_counter import StepCounter
 from fundsvc.engine.stream_start import Halted, StreamStart
 from fundsvc.engine.target_sizing import TargetSizing
+from fundsvc.engine.trimming import trim
 from fundsvc.logs.batches import Anomalies, Orders, Outcomes, Rejections
 from fundsvc.metrics import Metrics
 from fundsvc.readmodel.book_recovery import BookRecovery
@@ -372,19 +373,24 @@ class Session:
         seconds_max = self._config.adl.mark_seconds_max
         books = [book for _, book in self._loaded.state.books() if book.open]
         marks = sum(book.is_mark_old(now_ms, seconds_max) for book in books)
-        self._metrics.stale(self._partition, marks, sum(book.stale for book in books))
+        self._metrics.books.show(
+            self._partition,
+            stale_marks=marks,
+            stale_books=sum(book.stale for book in books),
+            awaited=len(self._loaded.state.awaited),
+        )
 
     def _show_inventories(self, now_ms: int) -> None:
         """Sets the metrics of inventories that depend on the mark."""
         self._metrics.exposed(self._loaded.state.exposures(now_ms))
 
     async def _trim(self) -> None:
-        """Trims messages older than the retention by the stream server's clock, except those that a commit or a book needs.
+        """Trims messages beyond the retention, except those that a commit or a book needs.
 
         Does not trim a stream that lost its tail: its new messages may have ids below the offset.
         """
         stored, kept = await trim_bounds(self._pool, self._partition)
         if lost_tail(await self._source.state(), stored):
             return
-        oldest_ms = max(0, await self._source.now_ms() - int(self._config.stream.retention_hours * 3_600_000))
-        await self._source.trim(min([f"{oldest_ms}-0", stored.last_id, *kept], key=id_order))
+        needed = min([stored.last_id, *kept], key=id_order)
+        self._metrics.servers.stream_bytes.labels(self._partition).set(await trim(self._source, self._config.stream, needed))

@@ -20,6 +20,7 @@ from fundsvc.core.fund.fullness import Target
 from fundsvc.core.fund.settlement import Fund
 from fundsvc.core.takeover import Exposure
 from fundsvc.metrics.audits import AUDIT_FAMILIES, AuditMetrics, AuditProgress
+from fundsvc.metrics.books import BookMetrics
 from fundsvc.metrics.exposition import exposition, yielding
 from fundsvc.metrics.families import FUND_FAMILIES
 from fundsvc.metrics.funds import FundMetrics, FundView
@@ -107,12 +108,6 @@ class Metrics:
             ["partition"],
             registry=registry,
         )
-        self.adl_stale_marks = Gauge(
-            "fundsvc_adl_stale_marks", "Contracts with open positions whose mark is stale.", ["partition"], registry=registry
-        )
-        self.adl_stale_books = Gauge(
-            "fundsvc_adl_stale_books", "Contracts whose ADL book waits for a snapshot.", ["partition"], registry=registry
-        )
         self.adl_announced_again = Counter(
             "fundsvc_adl_announced_again", "Repeated announcements of ADL rounds.", ["partition"], registry=registry
         )
@@ -167,6 +162,7 @@ class Metrics:
             self.faults.labels(part)
         self.mutual = MutualMetrics(registry)
         self.servers = ServerMetrics(registry)
+        self.books = BookMetrics(registry)
         connections = Gauge("fundsvc_database_connections", "Open database connections of pools.", ["state"], registry=registry)
         connections.labels("used").set_function(lambda: self._open() - self._idle())
         connections.labels("idle").set_function(self._idle)
@@ -185,10 +181,10 @@ class Metrics:
         an increase, so that value must not contain what was counted before.
         """
         self.owned.labels(partition).set(0)
-        shown = (self.epoch, self.lag_messages, self.lag_seconds, self.halted)
-        adl = (self.adl_unacknowledged, self.adl_unacknowledged_seconds, self.adl_stale_marks, self.adl_stale_books)
-        for gauge in (*shown, *adl):
+        shown = (self.epoch, self.lag_messages, self.lag_seconds, self.halted, self.servers.stream_bytes)
+        for gauge in (*shown, self.adl_unacknowledged, self.adl_unacknowledged_seconds):
             gauge.remove(partition)
+        self.books.release(partition)
         for symbol in [symbol for symbol in self._funds if partition_of(symbol, partitions) == partition]:
             del self._funds[symbol]
         for symbol in [symbol for symbol in self._audits if partition_of(symbol, partitions) == partition]:
@@ -203,11 +199,6 @@ class Metrics:
         """Shows whether an attempt halted a partition (1), or it settles (0)."""
         self.halted.labels(partition).set(halted)
         self.halts.labels(partition).inc(halted)
-
-    def stale(self, partition: int, marks: int, books: int) -> None:
-        """Shows the number of contracts of a partition with a stale mark, and with a stale book."""
-        self.adl_stale_marks.labels(partition).set(marks)
-        self.adl_stale_books.labels(partition).set(books)
 
     def set_weak_settings(self, settings: Collection[str]) -> None:
         """Shows which durability settings of the servers are off."""

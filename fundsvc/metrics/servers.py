@@ -33,6 +33,10 @@ class ServerMetrics:
             "maxmemory of that server, or the memory of its host without a limit.",
             registry=registry,
         )
+        self.stream_bytes = Gauge("fundsvc_stream_bytes", "Memory of a stream on its server.", ["partition"], registry=registry)
+        self.retention_bytes = Gauge(
+            "fundsvc_stream_retention_bytes", "Limit of the memory of a stream, 0 without one.", registry=registry
+        )
         self.rate = Gauge(
             "fundsvc_rate_timestamp_seconds", "Time of the newest rate to USDT of a currency.", ["currency"], registry=registry
         )

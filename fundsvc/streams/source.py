@@ -1,6 +1,7 @@
 """Reads a partition's stream from a stored offset."""
 
 import asyncio
+import math
 from collections.abc import Sequence
 from operator import attrgetter
 from typing import Any, NamedTuple
@@ -32,6 +33,18 @@ REPLY_BYTES_MAX = 16_000_000
 
 REPLY_BYTES_REST = 100_000
 """The state of a stream contains its first and its last message, and little else."""
+
+TRIMMED_AT_ONCE = 10_000
+"""Messages that one command deletes: the server answers nothing else meanwhile. Without a limit it takes as many by itself."""
+
+TRIMMED_MAX = 10_000_000
+"""Messages that one call deletes; the next call continues."""
+
+SAMPLES = 100
+"""Blocks of a stream from which the server estimates its memory. Each has up to 100 messages or 4 kB."""
+
+SHRINKS_MAX = 3
+"""Attempts to reach a size, because the oldest messages may be smaller than the average."""
 
 COUNT_FIRST, COUNT_MAX = 16, 1000
 """The number of messages that the first read requests, and the maximum of any read."""
@@ -199,10 +212,35 @@ class Source:
             return message
         return await asyncio.to_thread(excerpt, message, self._message_bytes_max)
 
-    async def trim(self, below: str) -> None:
-        """Deletes messages with ids below `below`. The server deletes whole blocks, so some may remain."""
+    async def trim(self, below: str, count: int | None = None) -> None:
+        """Deletes messages with ids below `below`, only the first `count` of them if given.
+
+        The server deletes whole blocks, so some may remain.
+        """
+        left = TRIMMED_MAX if count is None else count
+        while left > 0:
+            limit = min(left, TRIMMED_AT_ONCE)
+            with faults():
+                deleted = await self._client.xtrim(self.key, minid=below, approximate=True, limit=limit)
+            if not deleted:
+                return
+            left -= deleted
+
+    async def bytes(self) -> int:
+        """Returns the memory of the stream on the server, estimated from some of its messages; 0 without a stream."""
         with faults():
-            await self._client.xtrim(self.key, minid=below, approximate=True)
+            found = await self._client.execute_command("MEMORY USAGE", self.key, "SAMPLES", SAMPLES, keys=[self.key])
+        return int(found or 0)
+
+    async def shrink(self, below: str, bytes_max: int) -> int:
+        """Deletes the oldest messages below `below` until the stream has about `bytes_max` bytes; returns how many it has."""
+        size = await self.bytes()
+        for _ in range(SHRINKS_MAX):
+            if size <= bytes_max:
+                break
+            await self.trim(below, math.ceil((await self.state()).length * (1 - bytes_max / size)))
+            size = await self.bytes()
+        return size
 
 
 async def read_states(client: StreamClient, sources: Sequence[Source]) -> list[StreamState | None]:

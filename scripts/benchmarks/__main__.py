@@ -244,16 +244,15 @@ def metrics(
 def restart(
     contracts: Annotated[int, typer.Option(help="Contracts.")] = 300,
     positions: Annotated[int, typer.Option(help="Open positions over all contracts; the target is for 1,000,000.")] = 20_000,
-    changed: Annotated[int, typer.Option(help="Changed positions of the measured save.")] = 1_000,
-    tail: Annotated[int, typer.Option(help="Changed positions that are not saved before the restart.")] = 10_000,
+    changed: Annotated[int, typer.Option(help="Positions that change after the last save before the restart.")] = 10_000,
     directory: Directory = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure a restart with many positions up to the first settled fill, and the WAL of saving a few changed positions.
+    """Measure a restart with many positions up to the first settled fill, and the WAL of saving changed positions.
 
     Exits with 1 when a target is missed.
     """
-    load = restarts.Load(contracts, positions, changed, tail)
+    load = restarts.Load(contracts, positions, changed)
     with _servers(directory) as servers, _progress() as show_progress:
         results = _run(restarts.measure(servers, load, show_progress))
     _finish(results, results.targets, lambda console: restarts.show(results, console), as_json)

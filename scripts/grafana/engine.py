@@ -4,7 +4,7 @@ import limits
 from board import ENGINE, board, choice
 from grafana_foundation_sdk.builders.dashboard import Dashboard
 from mutual import pools
-from panels import COUNT, QUARTER, RATE, SECONDS, SHARE, THIRD, AnyPanel, Query, lines, number, rows
+from panels import BYTES, COUNT, HALF, QUARTER, RATE, SECONDS, SHARE, THIRD, AnyPanel, Query, lines, number, rows
 from promql import pace, percentile
 from serving import served
 
@@ -97,6 +97,21 @@ def _stream() -> list[AnyPanel]:
             "Unsettled messages by partition.",
             COUNT,
             Query(f"partition:fundsvc_stream_lag_messages:max{{{CHOSEN}}}", "{{partition}}"),
+        ),
+        lines(
+            "Memory of streams",
+            "Memory of each partition's stream, measured once a minute, and the limit.",
+            BYTES,
+            Query(f"partition:fundsvc_stream_bytes:max{{{CHOSEN}}}", "{{partition}}"),
+            Query("max(fundsvc_stream_retention_bytes > 0)", "limit"),
+            width=HALF,
+        ),
+        lines(
+            "Books that are not loaded",
+            "Contracts whose ADL book is not loaded yet after a restart, by partition.",
+            COUNT,
+            Query(f"max by (partition) (fundsvc_adl_books_awaited{{{CHOSEN}}})", "{{partition}}"),
+            width=HALF,
         ),
         lines(
             "Entries per second",

@@ -33,7 +33,7 @@ from grafana_foundation_sdk.models.prometheus import PromQueryFormat
 
 SOURCE = DataSourceRef("prometheus", "${datasource}")
 
-MONEY, COUNT, SHARE, SECONDS, RATE, MULTIPLE = "locale", "short", "percentunit", "s", "cps", "suffix:x"
+MONEY, COUNT, SHARE, SECONDS, RATE, MULTIPLE, BYTES = "locale", "short", "percentunit", "s", "cps", "suffix:x", "decbytes"
 """Grafana's units. Money is in whole units of the settlement currency, which a legend or column shows."""
 
 WHOLE, HALF, THIRD, QUARTER, SIXTH = 24, 12, 8, 6, 4

@@ -17,7 +17,7 @@ from fundsvc.core.adl import ranking as ranking_module
 from fundsvc.core.adl import side as side_module
 from fundsvc.core.adl.book import Book
 from fundsvc.core.adl.book_parts import BookPart, SidePart
-from fundsvc.core.adl.book_saves import ROWS_PER_SAVE_MIN, BookSaves
+from fundsvc.core.adl.book_saves import BookSaves
 from fundsvc.core.adl.directory import NONE
 from fundsvc.core.adl.ranking import BLOCK_ROWS
 from fundsvc.core.adl.rows import GROWTH, Rows
@@ -195,8 +195,9 @@ class Saves:
         book, saves = Book(UNIT), BookSaves()
         parts = [msgspec.msgpack.decode(part, type=BookPart) for part in self.parts]
         for part in parts:
+            saves.count(part)
             deque(book.restore(part), maxlen=0)
-        saves.restored(book, len(parts), sum(max(ROWS_PER_SAVE_MIN, part.rows) for part in parts if part.changes))
+        saves.restored(book, len(parts))
         return book, saves
 
 
@@ -275,6 +276,15 @@ def test_saves_write_in_proportion_to_the_changes():
         kept.take(saves, book)
     assert kept.written <= 5_000 + 2 * 10_000
     assert sum(part.rows for part in (msgspec.msgpack.decode(part, type=BookPart) for part in kept.parts)) <= 2 * 5_000
+
+
+def test_growing_book_is_not_saved_again():
+    book, saves, kept = Book(UNIT), BookSaves(), Saves()
+    for number in range(1_000):
+        book.set(f"a{number}", 1, PRICE, 7)
+        if number % 20 == 0:
+            kept.take(saves, book)
+    assert kept.written < 1_000
 
 
 @pytest.mark.parametrize("lots", [1, -1, 0], ids=["long", "short", "closed"])

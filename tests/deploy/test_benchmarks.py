@@ -22,6 +22,7 @@ SMALL = {
     "http": "--rounds 1 --seconds 0.1 --subscribers 5 --changes 100 --topic-rounds 1 --topic-seconds 1",
     "client": "--contracts 2 --fills 2000 --rounds 1",
     "idle": "--partitions 3 --settle-seconds 0.5 --seconds 1",
+    "restart": "--contracts 5 --positions 2000 --changed 100",
     "metrics": "--contracts 5 --rate 50 --turns 1",
     "reads": "--entries 2e3,4e3 --contracts 2 --rounds 3",
 }

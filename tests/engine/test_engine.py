@@ -272,6 +272,27 @@ async def test_trimming_drops_old_messages_but_keeps_uncommitted_ones(config, cl
         await settled(ledger, 1999)
 
 
+async def test_stream_is_trimmed_by_size_up_to_the_offset_and_the_saved_books(config, client, producer, ledger):
+    config = with_section(config, "engine", book_seconds=0.1)
+    async with running(config):
+        await producer.append([listing("AAA"), *fills(range(1, 1000))], per_message=1)
+        await settled(ledger, 999)
+        await eventually(lambda: ledger("SELECT b.last_id = p.last_id FROM books b, partitions p"))
+    saved = await ledger("SELECT last_id FROM books")
+    async with running(with_section(config, "engine", book_seconds=3600)) as engine:
+        await producer.append(fills(range(1000, 1500)), per_message=1)
+        await settled(ledger, 1499)
+        assert engine.count("fundsvc_stream_bytes", partition="0") > 10_000
+    bounded = with_section(config, "stream", retention_bytes=1)
+    async with running(with_section(bounded, "engine", book_seconds=3600)) as engine:
+        source = Source(client, 0)
+        await eventually(lambda: shorter(source, 1500))
+        left = await ids_in(source)
+        assert left.index(saved) <= 100
+        assert len(left) == left.index(saved) + 501
+        assert engine.count("fundsvc_stream_retention_bytes") == 1
+
+
 async def test_retention_uses_the_clock_of_the_stream_server(config, client, producer, ledger, monkeypatch):
     """The host's clock is 400 days ahead: no message is old, no round is late, and no policy event is from the future."""
     config = with_section(with_section(config, "engine", book_seconds=0.1), "adl", ack_seconds=0.3)

@@ -99,6 +99,37 @@ async def test_trim_never_deletes_messages_that_are_not_below(source, producer):
     assert await source.state() == StreamState(ids[-1], 1000, len(left), left[0], ids[-1], "0-0")
 
 
+async def test_one_trim_deletes_more_than_the_server_deletes_at_once(source, client):
+    async with client.pipeline(transaction=False) as pipeline:
+        for number in range(1, 25_001):
+            pipeline.xadd(KEY, {"json": b"{}"}, id=f"{number}-1")
+        await pipeline.execute()
+    await source.trim("24001-1")
+    assert 1_000 <= (await source.state()).length < 1_100
+
+
+async def test_stream_shrinks_to_its_limit_but_keeps_what_is_needed(source, client):
+    async with client.pipeline(transaction=False) as pipeline:
+        for number in range(1, 4_001):
+            pipeline.xadd(KEY, {"json": b"x" * 1000}, id=f"{number}-1")
+        await pipeline.execute()
+    size = await source.bytes()
+    assert 4_000_000 < size < 6_000_000
+    assert await source.shrink("3001-1", 2 * size) == size
+    assert (await source.state()).length == 4_000
+    assert await source.shrink("3001-1", size // 2) <= size * 0.55
+    assert 1_800 < (await source.state()).length <= 2_100
+    assert await source.shrink("3001-1", 1_000) > 1_000_000
+    state = await source.state()
+    assert 1_000 <= state.length < 1_100
+    assert int(state.first_id.split("-")[0]) <= 3001
+
+
+async def test_stream_that_does_not_exist_has_no_bytes(source):
+    assert await source.bytes() == 0
+    assert await source.shrink("7-0", 10) == 0
+
+
 @pytest.mark.parametrize("small", [0, 2000], ids=["from the first read on", "after small ones"])
 async def test_read_is_bounded_by_bytes_after_messages_of_any_size(client, producer, small):
     source = Source(client, 0, message_bytes_max=5_000_000)

@@ -23,6 +23,7 @@ from fundsvc.engine.refusals import Refusals, RefusedBatch
 from fundsvc.engine.settling import SLICE_SHARE, Committed, SettlingContext
 from fundsvc.engine.step_counter import StepCounter
 from fundsvc.engine.stream_start import Halted, StreamStart
+from fundsvc.engine.trimming import trim
 from fundsvc.logs.batches import Rejections
 from fundsvc.metrics import Metrics
 from fundsvc.metrics.mutual import PoolView
@@ -39,7 +40,7 @@ from fundsvc.store.database import StoreRefusal
 from fundsvc.store.writer import STREAM_START
 from fundsvc.streams.client import pool_stream_key, server_time_ms
 from fundsvc.streams.producer import Producer
-from fundsvc.streams.source import Source, id_order
+from fundsvc.streams.source import Source
 
 TICK_SECONDS = 60.0
 """How often the owner appends a tick, by which a cut-off without other events is at most this late."""
@@ -258,15 +259,14 @@ class PoolSession:
             self._metrics.ratio.labels(self._name).set(payouts.ratio)
 
     async def _trim(self) -> None:
-        """Trims settled messages older than the retention by the stream server's clock.
+        """Trims settled messages beyond the retention.
 
         Does not trim a stream that lost its tail: its new messages may have ids below the offset.
         """
         stored = await stored_offset(self._pool, self._name)
         if lost_tail(await self._source.state(), stored):
             return
-        oldest_ms = max(0, await self._source.now_ms() - int(self._config.stream.retention_hours * 3_600_000))
-        await self._source.trim(min([f"{oldest_ms}-0", stored.last_id], key=id_order))
+        await trim(self._source, self._config.stream, stored.last_id)
 
 
 def _is_cutoff(writing: Writing) -> bool:
