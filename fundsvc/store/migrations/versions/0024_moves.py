@@ -4,7 +4,7 @@ from alembic import op
 
 from fundsvc.store.migrations import run_script
 
-revision = "0025"
+revision = "0024"
 down_revision = "0023"
 
 _SCHEMA = """

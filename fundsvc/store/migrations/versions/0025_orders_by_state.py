@@ -4,8 +4,8 @@ from alembic import op
 
 from fundsvc.store.migrations import run_script
 
-revision = "0026"
-down_revision = "0025"
+revision = "0025"
+down_revision = "0024"
 
 _SCHEMA = """
 CREATE INDEX adl_orders_by_state ON adl_orders (symbol, state, adl);
