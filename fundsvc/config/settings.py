@@ -151,6 +151,7 @@ class HttpConfig(Section, frozen=True):
     header_seconds_max: Annotated[float, msgspec.Meta(ge=0.1, le=600)] = 10.0
     body_seconds_max: Annotated[float, msgspec.Meta(ge=0.1, le=3600)] = 30.0
     idle_seconds_max: Annotated[float, msgspec.Meta(ge=1, le=3600)] = 75.0
+    drain_seconds: Annotated[float, msgspec.Meta(ge=0, le=600)] = 0.0
     exports_max: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 4
     proxies: Annotated[int, msgspec.Meta(ge=0, le=10)] = 0
     public_url: PublicUrl = ""

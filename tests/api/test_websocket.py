@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from itertools import pairwise
 
 import aiohttp
 import jwt
@@ -264,6 +265,26 @@ async def test_stopping_service_closes_connections_with_1001(config, ledger):
         message = await waiting
     assert (message.type, message.data) == (aiohttp.WSMsgType.CLOSE, 1001)
     assert message.extra == "the service stops: reconnect, and subscribe with `after` to miss nothing"
+
+
+async def test_connections_are_drained_one_by_one(config, ledger):
+    async def closed_at(socket):
+        message = await socket.receive()
+        assert (message.type, message.data) == (aiohttp.WSMsgType.CLOSE, 1001)
+        await socket.close()
+        return time.monotonic()
+
+    async with aiohttp.ClientSession() as session:
+        async with serving(with_section(config, "http", drain_seconds=1.0)) as service:
+            url, waiting = f"{service.url}/ws", []
+            for _ in range(5):
+                token = (await service.bullet())["token"]
+                socket = await session.ws_connect(url, params={"token": token})
+                assert (await socket.receive_json())["type"] == "welcome"
+                waiting.append(asyncio.create_task(closed_at(socket)))
+        times = sorted([await closing for closing in waiting])
+    assert all(later - earlier > 0.1 for earlier, later in pairwise(times))
+    assert times[-1] - times[0] > 0.7
 
 
 async def test_unsubscribed_contract_publishes_no_further_entries(service, ledger):

@@ -1,6 +1,8 @@
 """The endpoints of the WebSocket API: KuCoin's bullet requests, which answer URL and connection token, and the handshake."""
 
 import asyncio
+import random
+import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 
@@ -170,8 +172,14 @@ class WebSocketEndpoints:
                 subscriber.close(WSCloseCode.POLICY_VIOLATION, "the access token of this connection is revoked")
 
     async def close_connections(self, _application: web.Application) -> None:
-        """Closes all connections because the service stops."""
-        for subscriber in self._subscribers:
+        """Closes all connections because the service stops.
+
+        Spreads them over `http.drain_seconds` in random order, so that the other processes receive them one by one.
+        """
+        subscribers = random.sample(list(self._subscribers), len(self._subscribers))
+        began, drain_seconds = time.monotonic(), self._config.http.drain_seconds
+        for place, subscriber in enumerate(subscribers):
+            await asyncio.sleep(began + drain_seconds * place / len(subscribers) - time.monotonic())
             subscriber.close(WSCloseCode.GOING_AWAY, "the service stops: reconnect, and subscribe with `after` to miss nothing")
 
     def _bullet(self, request: web.Request, caller: Caller | None) -> web.Response:
