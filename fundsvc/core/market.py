@@ -361,6 +361,8 @@ class Market:
             case Mark() | Position() | Snapshot():
                 moves_inventory = self.has_inventory and isinstance(event, Mark)
                 return moves_inventory or (self.journal is not None and len(self.journal) >= self.journal.rows_left)
+            case AdlAck():
+                return False
         return True
 
     def _is_uncertain(self, fill: Fill) -> bool:

@@ -591,6 +591,7 @@ async def loading(books):
         (Snapshot("AAA", "begin", TS), False),
         (Rate("BTC", "5", TS), False),
         (listing("AAA"), False),
+        (AdlAck("AAA", 1, 1, TS), False),
         (Fill("AAA", 1, "sell", 4, "990", "1000", TS), True),
         (Takeover("AAA", 1, "sell", 4, "1000", TS), True),
         (Unwind("AAA", 1, "sell", 4, "1000", TS), True),
