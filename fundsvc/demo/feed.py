@@ -8,7 +8,7 @@ step that the reserve has settled is complete there too.
 import asyncio
 import time
 from collections import deque
-from collections.abc import Collection, Mapping, MutableMapping
+from collections.abc import Callable, Collection, Mapping, MutableMapping
 from contextlib import suppress
 from typing import NamedTuple
 
@@ -17,7 +17,7 @@ import structlog
 from fundsvc.api.http.tokens import mint
 from fundsvc.client.api import Unavailable, open_api
 from fundsvc.client.producer import Producer, producing
-from fundsvc.config.settings import Config
+from fundsvc.config.settings import Config, TokenConfig
 from fundsvc.core.contracts import partition_of
 from fundsvc.core.events import Mark
 from fundsvc.core.numbers import INT64_MAX
@@ -41,7 +41,7 @@ from fundsvc.streams.source import Source, id_order
 from fundsvc.wire.rounds import Announcement
 
 TOKEN_SECONDS = 600
-"""The lifetime of the token of a request of the market."""
+"""The lifetime of a token of the market. It is used for half of that."""
 
 RETRY_SECONDS = 1.0
 """Pause before the feed retries after a fault."""
@@ -61,7 +61,7 @@ async def stream_market(
     """
     outage = Outage(log, "market")
     # The service is this process, so its certificate proves nothing, and may be of another name.
-    async with open_api(url, lambda: mint(config.token, "engine", "", "demo", TOKEN_SECONDS), tls=False) as api:
+    async with open_api(url, renewed(config.token), tls=False) as api:
         while not stop.is_set():
             try:
                 async with producing(client, api) as producer:
@@ -69,6 +69,20 @@ async def stream_market(
             except* (StoreFault, StreamFault, Unavailable) as faults:
                 outage.note(first_of(faults))
                 await _pause(stop, RETRY_SECONDS)
+
+
+def renewed(config: TokenConfig) -> Callable[[], str]:
+    """Returns a function that returns a valid token of the market."""
+    token, until = "", 0.0
+
+    def current() -> str:
+        nonlocal token, until
+        if time.monotonic() >= until:
+            token = mint(config, "engine", "", "demo", TOKEN_SECONDS)
+            until = time.monotonic() + TOKEN_SECONDS / 2
+        return token
+
+    return current
 
 
 class Begun(NamedTuple):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pyarrow
 import pytest
-from commands import fundsvc, program
+from commands import file_of, fundsvc, program
 from escalations import BEGINNING, SYMBOL, executed, shortfall
 from ledgers import fill, listing, owned
 from pyarrow import parquet
@@ -56,9 +56,7 @@ def cell(field, value):
 async def compared(config, *arguments):
     """Compares the Parquet file of an export with its NDJSON; returns the table."""
     lines = (await fundsvc(config, *arguments, "--format", "ndjson")).output.splitlines()
-    done = await fundsvc(config, *arguments, "--format", "parquet")
-    assert (done.code, done.error) == (0, "")
-    table = parquet.read_table(io.BytesIO(done.data))
+    table = parquet.read_table(io.BytesIO(await file_of(config, *arguments, "--format", "parquet")))
     expected = [{field.name: cell(field, row.get(field.name)) for field in table.schema} for row in map(json.loads, lines)]
     assert table.to_pylist() == expected
     assert set().union(*map(json.loads, lines)) <= {*table.column_names}
@@ -84,7 +82,7 @@ async def test_parquet_has_the_entries_of_all_contracts_and_spans(ledger):
 
 async def test_verify_export_refuses_parquet(ledger):
     for arguments in (["export", SYMBOL], ["entries", "--from", "2100-01-01"]):
-        given = (await fundsvc(ledger, *arguments, "--format", "parquet")).data
+        given = await file_of(ledger, *arguments, "--format", "parquet")
         for environment in ({"LC_ALL": "C"}, {"LC_ALL": "C.UTF-8"}):
             done = await program(sys.executable, VERIFY_EXPORT, environment=environment, given=given)
             assert (done.code, "a Parquet file" in done.error) == (2, True), done.error

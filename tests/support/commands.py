@@ -26,7 +26,6 @@ class Done(NamedTuple):
     code: int
     output: str
     error: str
-    data: bytes = b""
 
     @property
     def result(self):
@@ -63,15 +62,27 @@ async def fundsvc(config, *arguments, **overrides):
     return await command(*arguments, environment=environment_of(config, **overrides))
 
 
+async def file_of(config, *arguments):
+    """Runs a command that writes a file to standard output; returns its bytes."""
+    code, data, error = await _ended(arguments, environment_of(config))
+    assert (code, error) == (0, "")
+    return data
+
+
 async def command(*arguments, environment):
     """Runs a command until it ends."""
+    code, output, error = await _ended(arguments, environment)
+    return Done(code, output.decode(), error)
+
+
+async def _ended(arguments, environment):
     with tempfile.TemporaryDirectory() as directory:
         output, error = Path(directory) / "output", Path(directory) / "error"
         words = [str(argument) for argument in arguments]
         process = _LOADED.Process(target=_run, args=(words, environment, output, error))
         process.start()
         await asyncio.to_thread(process.join)
-        return Done(process.exitcode, output.read_text(errors="replace"), error.read_text(), output.read_bytes())
+        return process.exitcode, output.read_bytes(), error.read_text()
 
 
 def _run(arguments, environment, output, error):
