@@ -696,10 +696,13 @@ WHERE coalesce(later.highest, fresh.highest, own.highest) IS NOT NULL;
 SELECT coalesce((
     SELECT sum(r.uncovered - r.repaid) FROM rollups r WHERE r.symbol = $1 AND r.last_entry <= $2
 ), 0) + coalesce((
-    SELECT sum(part.owed) FROM rollups r CROSS JOIN LATERAL (
+    SELECT sum(part.owed) FROM (
+        SELECT * FROM rollups x WHERE x.symbol = $1 AND x.first_entry <= $2 ORDER BY x.first_entry DESC LIMIT 1
+    ) r
+    CROSS JOIN LATERAL (
         SELECT sum(e.uncovered - e.repaid) AS owed FROM entries e WHERE e.symbol = r.symbol AND e.entry BETWEEN r.first_entry AND $2
     ) part
-    WHERE r.symbol = $1 AND r.first_entry <= $2 AND r.last_entry > $2
+    WHERE r.last_entry > $2
 ), 0) + coalesce((
     SELECT sum(n.uncovered - n.repaid) FROM (
         SELECT * FROM entries e

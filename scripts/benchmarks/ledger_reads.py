@@ -10,8 +10,9 @@ import random
 import statistics
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import asyncpg
 import msgspec
@@ -41,7 +42,7 @@ from fundsvc.store.rows import (
     copy_records,
     copy_rows,
 )
-from fundsvc.store.statistics import DAY_MS, Statistics
+from fundsvc.store.statistics import Statistics
 
 STEP_MS = 10_000
 """The distance of a contract's entries: 360 in an hour."""
@@ -55,6 +56,8 @@ ROWS_PER_COPY = 50_000
 ROWS_PER_CHUNK = 1_000
 BALANCE = 10**15
 PAGE = 50
+WINDOW_MS = 6 * HOUR_MS
+"""The time that a chart or a page by time covers. The smallest ledger is several times as long."""
 
 RATIO_MAX = 1.2
 """The target: the time of a read at the largest size, relative to the smallest."""
@@ -69,10 +72,9 @@ class Results(msgspec.Struct, kw_only=True):
 
 
 class _Place(NamedTuple):
-    """A random place of the history of a contract of `entries` entries from `begin_ms` to `end_ms`."""
+    """An entry of the history of a contract from `begin_ms` to `end_ms`."""
 
     symbol: str
-    entries: int
     begin_ms: int
     end_ms: int
     entry: int
@@ -84,46 +86,63 @@ class _Place(NamedTuple):
 
 
 Read = Callable[[_Place], Awaitable[object]]
+"""Reads something of the history at a place."""
 
 
 async def measure(
     servers: EmbeddedServers, sizes: Sequence[int], contracts: int, rounds: int, log: Path, show_progress: ShowProgress
 ) -> Results:
-    """Measures every read at each size of one growing ledger, smallest first."""
+    """Measures every read of ledgers of different sizes. The ledgers take turns, so that other processes disturb all alike."""
     results = Results(sizes=sorted(sizes), milliseconds={})
-    begin_ms = time.time_ns() // 1_000_000 - (max(sizes) // contracts + 1) * STEP_MS
-    async with new_ledger(servers, "bench_reads") as ledger:
-        async with listing_engine(ledger, Market(contracts), log):
-            pass
-        for size in results.sizes:
-            await _grow(ledger, size, begin_ms, show_progress)
-            show_progress(f"reads of {size:,} entries", 0, 0)
-            for name, milliseconds in (await _medians(ledger, begin_ms, rounds)).items():
-                results.milliseconds.setdefault(name, []).append(milliseconds)
+    async with AsyncExitStack() as stack:
+        ledgers = []
+        for number, size in enumerate(results.sizes):
+            ledger = await stack.enter_async_context(new_ledger(servers, f"bench_reads_{number}"))
+            async with listing_engine(ledger, Market(contracts), log):
+                pass
+            begin_ms = time.time_ns() // 1_000_000 - (size // contracts + 1) * STEP_MS
+            await _fill(ledger, size, begin_ms, show_progress)
+            pool = await stack.enter_async_context(open_pool(ledger.dsn, 1))
+            ledgers.append(await _Measured.of(pool, begin_ms))
+        chance = random.Random(7)  # noqa: S311 - a place, not a secret
+        for turn in range(rounds):
+            show_progress("reads", turn, rounds)
+            fraction = chance.random()
+            for name in ledgers[0].reads:
+                for one in ledgers if turn % 2 else reversed(ledgers):
+                    await one.read(name, fraction)
+    results.milliseconds = {name: [statistics.median(one.took[name]) for one in ledgers] for name in ledgers[0].reads}
     results.targets = list(_judge(results))
     return results
+
+
+class _Measured:
+    """A ledger with its reads, and the milliseconds that each took."""
+
+    def __init__(self, symbol: str, entries: int, begin_ms: int, reads: Mapping[str, Read]) -> None:
+        self.reads = reads
+        self.took: dict[str, list[float]] = {name: [] for name in reads}
+        self._symbol, self._entries, self._begin_ms = symbol, entries, begin_ms
+
+    @classmethod
+    async def of(cls, pool: asyncpg.Pool, begin_ms: int) -> Self:
+        """Returns the reads of the first contract of a ledger."""
+        ((symbol, entries),) = await pool.fetch("SELECT symbol, entry FROM funds ORDER BY symbol LIMIT 1")
+        return cls(symbol, entries, begin_ms, _reads(pool))
+
+    async def read(self, name: str, fraction: float) -> None:
+        """Measures a read at a place of the history."""
+        entry = 1 + int(fraction * (self._entries - 1))
+        place = _Place(self._symbol, self._begin_ms, self._begin_ms + self._entries * STEP_MS, entry)
+        started = time.perf_counter()
+        await self.reads[name](place)
+        self.took[name].append((time.perf_counter() - started) * 1000)
 
 
 def _judge(results: Results) -> Iterator[Target]:
     if len(results.sizes) > 1:
         for name, times in results.milliseconds.items():
             yield at_most(f"{name}: time relative to {results.sizes[0]:,} entries", times[-1] / times[0], RATIO_MAX, "{:.2f}")
-
-
-async def _medians(ledger: Ledger, begin_ms: int, rounds: int) -> Mapping[str, float]:
-    """Returns the median time of each read. The reads take turns, so that other processes disturb all alike."""
-    chance = random.Random(7)  # noqa: S311 - a place, not a secret
-    took: dict[str, list[float]] = {}
-    async with open_pool(ledger.dsn, 1) as pool:
-        symbol, entries = next(iter(await pool.fetch("SELECT symbol, entry FROM funds ORDER BY symbol LIMIT 1")))
-        reads = _reads(pool)
-        for _ in range(rounds):
-            place = _Place(symbol, entries, begin_ms, begin_ms + entries * STEP_MS, chance.randrange(1, entries))
-            for name, read in reads.items():
-                started = time.perf_counter()
-                await read(place)
-                took.setdefault(name, []).append((time.perf_counter() - started) * 1000)
-    return {name: statistics.median(times) for name, times in took.items()}
 
 
 def _reads(pool: asyncpg.Pool) -> dict[str, Read]:
@@ -141,23 +160,23 @@ def _reads(pool: asyncpg.Pool) -> dict[str, Read]:
 
     async def candles(place: _Place) -> object:
         start = place.moment_ms - place.moment_ms % HOUR_MS
-        return await past.buckets(place.symbol, start - 48 * HOUR_MS, start, HOUR_MS)
+        return await past.buckets(place.symbol, start - WINDOW_MS, start, HOUR_MS)
 
-    async def days(place: _Place) -> object:
-        end = place.end_ms - place.end_ms % DAY_MS
-        return await past.currencies(range(end - 30 * DAY_MS, end + DAY_MS, DAY_MS), place.end_ms)
+    async def currencies(place: _Place) -> object:
+        end = place.end_ms - place.end_ms % HOUR_MS
+        return await past.currencies(range(end - WINDOW_MS, end + HOUR_MS, HOUR_MS), place.end_ms)
 
     return {
         "newest page": lambda place: reader.history(place.symbol, count=PAGE),
         "page": history(),
         "page of shortfalls": history(kind="shortfall"),
-        "page of a day": lambda place: reader.history(
-            place.symbol, count=PAGE, start_ms=place.moment_ms, end_ms=place.moment_ms + DAY_MS
+        "page by time": lambda place: reader.history(
+            place.symbol, count=PAGE, start_ms=place.moment_ms - WINDOW_MS, end_ms=place.moment_ms
         ),
         "balance at a time": lambda place: past.at(place.symbol, place.moment_ms),
-        "candles of 48 hours": candles,
-        "summary: past balances of all": lambda place: past.past(place.end_ms),
-        "currencies, 30 days": days,
+        "candles": candles,
+        "summary, past balances of all": lambda place: past.past(place.end_ms),
+        "totals of currencies": currencies,
         "newest orders": orders(None),
         "open orders": orders("open"),
         "uncovered orders": orders("uncovered"),
@@ -166,21 +185,19 @@ def _reads(pool: asyncpg.Pool) -> dict[str, Read]:
     }
 
 
-async def _grow(ledger: Ledger, size: int, begin_ms: int, show_progress: ShowProgress) -> None:
-    """Adds entries, orders and records until the ledger has `size` entries, and condenses the rollups."""
+async def _fill(ledger: Ledger, size: int, begin_ms: int, show_progress: ShowProgress) -> None:
+    """Writes entries, orders and records, and condenses the rollups."""
     async with connection_to(ledger.owner_dsn) as owner, open_pool(ledger.dsn, 1) as pool:
-        funds = await owner.fetch("SELECT symbol, entry FROM funds ORDER BY symbol")
-        last, until = funds[0]["entry"], size // len(funds)
-        symbols = [fund["symbol"] for fund in funds]
-        step = max(1, ROWS_PER_COPY // len(funds))
+        symbols = [symbol for (symbol,) in await owner.fetch("SELECT symbol FROM funds ORDER BY symbol")]
+        until, step = size // len(symbols), max(1, ROWS_PER_COPY // len(symbols))
         template = _template()
-        for start in range(last + 1, until + 1, step):
+        for start in range(1, until + 1, step):
             numbers = range(start, min(until + 1, start + step))
             orders = range(-(-start // ENTRIES_PER_ORDER), (numbers.stop - 1) // ENTRIES_PER_ORDER + 1)
             await _copy(owner, "entries", COLUMNS, _entry_rows(symbols, numbers, begin_ms))
             await _copy(owner, "adl_orders", ORDER_COLUMNS, _order_rows(symbols, orders, begin_ms, template))
             await _copy(owner, "adl_records", RECORD_COLUMNS, _record_rows(symbols, orders, begin_ms, template))
-            show_progress("writing history", start * len(funds), size)
+            show_progress("writing history", start * len(symbols), size)
         adl = until // ENTRIES_PER_ORDER
         await owner.execute(
             "UPDATE funds SET entry = $1, seq = $1, balance = $2, adl = $3::bigint, adl_record = 2 * $3::bigint",
