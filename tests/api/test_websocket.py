@@ -275,7 +275,9 @@ async def test_connections_are_drained_one_by_one(config, ledger):
         return time.monotonic()
 
     async with aiohttp.ClientSession() as session:
-        async with serving(with_section(with_section(config, "http", drain_seconds=1.0), "websocket", clients_max=10)) as service:
+        async with serving(
+            with_section(with_section(config, "http", drain_seconds=1.0), "websocket", clients_max=10)
+        ) as service:
             url, waiting = f"{service.url}/ws", []
             for _ in range(5):
                 token = (await service.bullet())["token"]
