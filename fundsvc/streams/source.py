@@ -159,7 +159,7 @@ class Source:
         return "XREAD", "COUNT", count, *waiting, "STREAMS", self.key, after
 
     async def _read_both(self, xread: Sequence[Any]) -> tuple[Any, StreamState]:
-        # Without a target, the driver asks another node of a cluster for the keys of the command.
+        # Without a target, the driver looks up the keys of the command at another node of a cluster.
         target = await to_node_of(self._client, self.key)
         async with self._client.pipeline(transaction=False) as pipeline:
             pipeline.execute_command(*xread, **target)
