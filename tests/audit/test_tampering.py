@@ -28,6 +28,7 @@ TABLES_THAT_DECIDE_NOTHING = {
     "book_parts": "positions, as in books",
     "engines": "the running engines",
     "heartbeats": "how old a replica is",
+    "moves": "which funds readers read again, as funds.commit",
     "partitions": "how far the stream is settled: an event that is read again is known by its sequence",
     "rates": "what balances are worth in USDT, for people: no entry depends on it",
     "posters": "the producers that may post after a stream server changed",
