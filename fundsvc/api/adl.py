@@ -9,7 +9,7 @@ import msgspec
 from aiohttp import web
 from msgspec import UNSET
 
-from fundsvc.api.adl_answers.activity import ActivityAnswer, RateOf, activity_answers
+from fundsvc.api.adl_answers.activity import AdlActivityAnswer, RateOf, activity_answers
 from fundsvc.api.adl_answers.instructions import InstructedOrderAnswer, instructed_order_answer
 from fundsvc.api.adl_answers.orders import ALLOCATIONS_MAX, AllocationAnswer, OrderAnswer, allocation_answer, order_answers
 from fundsvc.api.adl_answers.positions import (
@@ -234,7 +234,7 @@ class AdlResources:
                 return
             after = rows[-1][0]
 
-    async def activity(self, query: ActivityQuery) -> list[ActivityAnswer]:
+    async def activity(self, query: ActivityQuery) -> list[AdlActivityAnswer]:
         """The latest steps of the orders of all contracts: opened, further rounds, executions and ends, the newest first.
 
         The answer covers the orders that changed last.

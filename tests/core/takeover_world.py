@@ -95,7 +95,8 @@ class Stored:
         self.closings |= batch.closings
         for book in batch.books:
             known = self.books.get(book.symbol)
-            self.books[book.symbol] = book if book.parts is not None or not known else book._replace(parts=known.parts)
+            before = known.parts or [] if known and (book.first or book.parts is None) else []
+            self.books[book.symbol] = book._replace(parts=[*before, *(book.parts or ())])
 
 
 class World:
@@ -183,7 +184,10 @@ class World:
         for state in stored.books.values():
             book = [msgspec.msgpack.decode(part, type=BookPart) for part in state.parts or ()]
             for _ in self.partition.restore(
-                StoredBook(state.symbol, "0-0", state.seq, state.mark, state.mark_ts, state.mark_seq, book, state.mark_ts_max)
+                StoredBook(
+                    *(state.symbol, "0-0", state.seq, state.mark, state.mark_ts, state.mark_seq, book, state.mark_ts_max),
+                    len(book),
+                )
             ):
                 pass
         opened = [order._asdict() for order in stored.orders.values() if order.state == "open"]

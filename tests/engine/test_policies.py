@@ -112,7 +112,7 @@ async def test_a_policy_event_over_http_or_with_a_wrong_version_is_rejected(conf
     change = {"type": "policy", "version": 2, "default": {"rounds_max": 9}, "contracts": {}, "ts": now_ms()}
     async with served(configured(config)) as service:
         status, answer = await service.post(contract(SYMBOL), change)
-        assert (status, "configuration" in answer["msg"]) == (400, True)
+        assert (status, "has the type policy, which only the service appends" in answer["msg"]) == (400, True)
         await service.append(change | {"version": 7}, change | {"default": {"no_such_key": 1}})
         assert await service.reasons() == ["superseded", "invalid_field"]
         assert await versions(service) == [(1, 3)]

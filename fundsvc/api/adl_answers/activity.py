@@ -27,7 +27,7 @@ RateOf = Callable[[str], tuple[int | None, str]]
 """Returns USDT per unit of a currency, or None and the reason."""
 
 
-class ActivityAnswer(Answer, frozen=True, kw_only=True):
+class AdlActivityAnswer(Answer, frozen=True, kw_only=True):
     """A step of an ADL order at `ts`, by the engine's clock. No step names or describes an account.
 
     `opened` begins an order and its round 1, `round` a later round; `lots` are those that the order then needs. `executed` are
@@ -59,7 +59,7 @@ class ActivityAnswer(Answer, frozen=True, kw_only=True):
 
 def activity_answers(
     orders: Iterable[OrderRow], steps: Iterable[RoundStep], contracts: Mapping[str, Contract], rate_of: RateOf
-) -> list[ActivityAnswer]:
+) -> list[AdlActivityAnswer]:
     """Returns the steps of orders, the newest first. `steps` are sorted by order; `rate_of` returns the rate of a currency."""
     found = {key: list(rows) for key, rows in groupby(steps, lambda step: (step.symbol, step.adl))}
     answers = [
@@ -70,12 +70,12 @@ def activity_answers(
     return sorted(answers, key=lambda step: (-step.ts, step.symbol, -step.adl, -step.round, -_KINDS.index(step.kind)))
 
 
-def _answers_of(order: OrderRow, steps: list[RoundStep], contract: Contract, rate_of: RateOf) -> Iterator[ActivityAnswer]:
+def _answers_of(order: OrderRow, steps: list[RoundStep], contract: Contract, rate_of: RateOf) -> Iterator[AdlActivityAnswer]:
     rate, missing = rate_of(contract.settle_currency)
     generation = generation_of(order.symbol)
     for kind, number, lots, ts in _steps_of(order, steps):
         notional = _notional(contract, lots, order.price)
-        yield ActivityAnswer(
+        yield AdlActivityAnswer(
             symbol=generation.symbol,
             generation=generation.number,
             adl=order.adl,

@@ -14,6 +14,9 @@ from fundsvc.mutual.store.reader import MutualReader
 CHECK_SECONDS = 60.0
 """How often the pools of the ledger are read: another engine may create one."""
 
+FIRST_SECONDS = 3.0
+"""When they are read first: the configured pools exist then."""
+
 log = structlog.get_logger()
 
 
@@ -30,7 +33,7 @@ class UnconfiguredPools:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Checks until `stop` is set."""
-        checking = asyncio.create_task(PeriodicTask("unconfigured pools", CHECK_SECONDS, self._check, log).run())
+        checking = asyncio.create_task(self._check_regularly())
         try:
             await stop.wait()
         finally:
@@ -38,6 +41,10 @@ class UnconfiguredPools:
             await asyncio.wait([checking])
             for name in self._shown:
                 self._metrics.not_configured.remove(name)
+
+    async def _check_regularly(self) -> None:
+        await asyncio.sleep(FIRST_SECONDS)
+        await PeriodicTask("unconfigured pools", CHECK_SECONDS, self._check, log).run()
 
     async def _check(self) -> None:
         """Logs each pool once, and shows it; raises StoreFault."""
