@@ -44,7 +44,8 @@ async def auditing(config, partitions):
 
 
 def workers():
-    return [one for one in psutil.Process().children() if "fundsvc.engine.audit_worker" in one.cmdline()]
+    running = [one for one in psutil.Process().children() if one.status() != psutil.STATUS_ZOMBIE]
+    return [one for one in running if "fundsvc.engine.audit_worker" in one.cmdline()]
 
 
 def is_good(metrics):
