@@ -102,7 +102,7 @@ async def last_audit_of(url, symbol):  # noqa: F811 - the name of a fixture
 @needs_browser
 async def test_order_shows_its_policy_and_the_ranks_promised_to_others(open_window, producer, url):  # noqa: F811
     await producer.append([*BEGINNING, shortfall(1, lots=60), shortfall(2, lots=20)])
-    await eventually(lambda: fund_of(url, SYMBOL))
+    await eventually(lambda: has_orders(url, SYMBOL, 2))
     async with open_window() as window:
         await window.go(f"#/contract/{SYMBOL}")
         order = window.page.locator(".order").first
@@ -113,6 +113,11 @@ async def test_order_shows_its_policy_and_the_ranks_promised_to_others(open_wind
             "Policy version 1: The fund pays a loss first, ADL takes the rest. ADL reduces positions"
         )
         await expect(order).to_contain_text("Ranks 1 to 2 were promised to ADL 1.")
+
+
+async def has_orders(url, symbol, count):  # noqa: F811 - the name of a fixture
+    async with aiohttp.ClientSession(url) as http, http.get(f"/api/v1/adl/{symbol}/orders") as answer:
+        return answer.status == 200 and len((await answer.json())["data"]["dataList"]) == count
 
 
 @needs_browser
