@@ -102,29 +102,23 @@ class Api:
         """Returns the fund of a contract."""
         return await self.get(f"insurance-fund/{symbol}", FundAnswer)
 
-    async def entries(self, symbol: str, after: int = 0) -> AsyncIterator[EntryAnswer]:
+    def entries(self, symbol: str, after: int = 0) -> AsyncIterator[EntryAnswer]:
         """Yields the present entries of a contract after a number, oldest first."""
-        has_more = True
-        while has_more:
-            page = await self._page(f"insurance-fund/{symbol}/history", EntryAnswer, after)
-            for entry in page.data_list:
-                yield entry
-                after = entry.entry
-            has_more = page.has_more
+        return self._rows(f"insurance-fund/{symbol}/history", EntryAnswer, after, lambda entry: entry.entry)
 
-    async def orders(self, symbol: str, after: int = 0) -> AsyncIterator[OrderAnswer]:
+    def orders(self, symbol: str, after: int = 0) -> AsyncIterator[OrderAnswer]:
         """Yields the present ADL orders of a contract after a number, oldest first."""
+        return self._rows(f"adl/{symbol}/orders", OrderAnswer, after, lambda order: order.adl)
+
+    async def _rows(self, path: str, kind: type[T], after: int, number_of: Callable[[T], int]) -> AsyncIterator[T]:
+        """Yields the rows of all pages after a number, oldest first."""
         has_more = True
         while has_more:
-            page = await self._page(f"adl/{symbol}/orders", OrderAnswer, after)
-            for order in page.data_list:
-                yield order
-                after = order.adl
+            page: Page[T] = await self.get(path, Page[kind], offset=after, forward="true", maxCount=PAGE)  # type: ignore[valid-type]
+            for row in page.data_list:
+                yield row
+                after = number_of(row)
             has_more = page.has_more
-
-    async def _page(self, path: str, kind: type[T], after: int) -> Page[T]:
-        page: Page[T] = await self.get(path, Page[kind], offset=after, forward="true", maxCount=PAGE)  # type: ignore[valid-type]
-        return page
 
 
 @asynccontextmanager

@@ -16,7 +16,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, Literal, NamedTuple, Protocol, TypeVar
+from typing import Literal, NamedTuple, Protocol, TypeVar
 
 import structlog
 
@@ -208,10 +208,6 @@ class Auditor:
         self._policy_of = policy_of
         self._secrets = secrets
         self._pace = Pace(config.share)
-        self._run: dict[Walk, Callable[[Callable[[], Awaitable[Any]]], Awaitable[Any]]] = {
-            "full": self._pace.walk,
-            "newest": self._pace.follow,
-        }
         self._arrival = Arrival()
         self._reported: dict[tuple[str, AuditKind], list[str]] = {}
         self._steps = 0
@@ -259,7 +255,7 @@ class Auditor:
 
         A fault in one ledger does not affect the others.
         """
-        due = await self._run[walk](lambda: self._due(walk))
+        due = await self._paced(walk, lambda: self._due(walk))
         if walk == "full":
             self._arrival.begin(sum(ledger.behind for ledger in due))
         faults = 0
@@ -272,6 +268,10 @@ class Auditor:
         if not faults:
             outage.over()
         return not faults and any(ledger.behind > PART_ENTRIES * STRETCHES_PER_VISIT for ledger in due)
+
+    async def _paced(self, walk: Walk, work: Callable[[], Awaitable[Result]]) -> Result:
+        """Runs work of a walk: only the newest one must not fall behind."""
+        return await (self._pace.walk if walk == "full" else self._pace.follow)(work)
 
     async def _visit_all(self, group: Sequence[DueLedger], walk: Walk) -> list[StoreFault]:
         """Visits some ledgers together; after a fault halves the group until faulty ledgers are alone. Returns the faults."""
@@ -310,7 +310,7 @@ class Auditor:
         counts = {symbol: min(PART_ENTRIES, behind + GROWTH_ENTRIES) for symbol, behind in group}
         for _ in range(STRETCHES_PER_VISIT):
             owned = {symbol: count for symbol, count in counts.items() if self._owns(symbol)}
-            rest = await self._run[walk](partial(self._follow_parts, owned, walk)) if owned else []
+            rest = await self._paced(walk, partial(self._follow_parts, owned, walk)) if owned else []
             if not rest:
                 return
             counts = dict.fromkeys(rest, max(1, PART_ENTRIES // len(rest)))

@@ -195,8 +195,8 @@ class Engine:
 
     async def _send_heartbeats(self, pool: Pool) -> None:
         """Writes the heartbeats of the owned partitions, by which readers of a replica determine its delay."""
-        if owned := sorted(number for number, owned in self._owned.items() if not owned.task.done()):
-            await fetch(pool, "heartbeat", owned)
+        if settled := sorted(self._settled_here()):
+            await fetch(pool, "heartbeat", settled)
 
     async def _save_heads(self, pool: Pool) -> None:
         """Saves the heads of all chains outside the database, once an hour."""

@@ -9,7 +9,7 @@ from conftest import with_section
 from escalations import BEGINNING, SYMBOL, ended, executed, shortfall
 from eventually import eventually
 from ledgers import fill, listing
-from prometheus_server import free_port
+from ports import free_port
 from served import contract, served
 from served import fill as raw_fill
 from tokens import signed, with_secret

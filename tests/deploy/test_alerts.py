@@ -16,7 +16,8 @@ from escalations import BEGINNING, SYMBOL
 from eventually import eventually
 from ledgers import fill, listing
 from mutuals import POOL, some_life
-from prometheus_server import DEPLOYED, free_port, needs_prometheus, prometheus
+from ports import free_port
+from prometheus_server import DEPLOYED, needs_prometheus, prometheus
 
 from fundsvc.core.events import Fill, Rate
 from fundsvc.mutual.codec import encode

@@ -26,7 +26,8 @@ from conftest import with_section
 from escalations import BEGINNING, SYMBOL, shortfall
 from eventually import eventually
 from ledgers import owned
-from prometheus_server import free_port, needs_prometheus, prometheus
+from ports import free_port
+from prometheus_server import needs_prometheus, prometheus
 from test_engine import running
 from tokens import SECRET, with_secret
 

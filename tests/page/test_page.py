@@ -4,7 +4,6 @@ import asyncio
 import os
 import re
 import shutil
-import socket
 import time
 from contextlib import asynccontextmanager
 from urllib.parse import urlsplit
@@ -18,6 +17,7 @@ from ledgers import fill as any_fill
 from ledgers import listing
 from live import serving as service_of
 from playwright.async_api import async_playwright, expect
+from ports import free_port
 from test_engine import running
 from tokens import signed, with_secret
 
@@ -57,13 +57,6 @@ def config(config):
     config = with_section(with_secret(config), "engine", lease_seconds=0.6)
     config = with_section(config, "ledger", secret=32 * "s")
     return with_section(config, "http", port=free_port(), book_seconds=0.05, tail_seconds=0.005, requests_max=100_000)
-
-
-def free_port():
-    """Returns a port that the service can use again after a restart."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 @pytest.fixture

@@ -9,7 +9,8 @@ from conftest import with_section
 from live import serving
 from mutuals import ANNA, BERT, CARL, POOL, STORY, Events, pool_owner, settled_pool
 from playwright.async_api import expect
-from test_page import becomes, browser, free_port, needs_browser, open_window  # noqa: F401 - fixtures
+from ports import free_port
+from test_page import becomes, browser, needs_browser, open_window  # noqa: F401 - fixtures
 from tokens import signed, with_secret
 
 CUT_OFFS = "document.querySelector('.cycles .plot').chart?.data[0].length"

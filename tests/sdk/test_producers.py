@@ -15,7 +15,7 @@ from conftest import with_section
 from environments import CPP, NODE, needs_compiler, needs_node, node_environment, once
 from escalations import SYMBOL
 from eventually import eventually
-from prometheus_server import free_port
+from ports import free_port
 from served import contract, now_ms, served
 from tokens import signed, with_secret
 

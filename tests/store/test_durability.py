@@ -8,8 +8,9 @@ import pytest
 from conftest import with_section
 from eventually import eventually
 from exposed import sample_sum
+from ports import free_port
 from structlog.testing import capture_logs
-from test_streams import answer, free_port, reachable, valkey
+from test_streams import answer, reachable, valkey
 
 from fundsvc.app import http_side
 from fundsvc.config.settings import StreamConfig

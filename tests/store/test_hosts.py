@@ -6,6 +6,7 @@ from contextlib import contextmanager
 
 import pytest
 from eventually import eventually
+from ports import free_port
 
 from fundsvc.local.servers import EmbeddedServers
 from fundsvc.store.database import StoreFault, connect, open_pool
@@ -27,9 +28,7 @@ def silent():
 
 def closed():
     """A host that refuses connections."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{probe.getsockname()[1]}"
+    return f"127.0.0.1:{free_port()}"
 
 
 def dsn_of(*hosts, user="fundsvc_service"):

@@ -1,7 +1,6 @@
 """A Valkey Cluster whose primaries end, freeze and come back: nothing acknowledged is lost, and nothing stays stuck."""
 
 import asyncio
-import socket
 import time
 
 import pytest
@@ -20,18 +19,9 @@ RECOVERY_SECONDS_MAX = {"kill": NODE_TIMEOUT_MS / 1000 + 2, "freeze": REPLY_SECO
 MESSAGE = [b'{"type":"none"}']
 
 
-def free_ports():
-    """Yields unused ports."""
-    while True:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        yield port
-
-
 @pytest.fixture
 async def cluster(tmp_path):
-    async with valkey_cluster(tmp_path, free_ports()) as cluster:
+    async with valkey_cluster(tmp_path) as cluster:
         yield cluster
 
 

@@ -8,8 +8,9 @@ from conftest import with_section
 from escalations import LISTING, SYMBOL, TS
 from eventually import eventually
 from ledgers import fill
+from ports import free_port
 from test_ingest import world_of
-from test_streams import answer, free_port, valkey
+from test_streams import answer, valkey
 from tokens import bearer
 
 from fundsvc.streams.client import StreamFault, faults

@@ -12,6 +12,7 @@ import pytest
 import redis
 from eventually import eventually
 from ledgers import fill, listing
+from ports import free_port
 from redis.exceptions import DataError, ResponseError
 from tcp_proxy import proxied
 
@@ -293,12 +294,6 @@ async def test_replay_names_the_rejected_event(source, producer):
     await producer.append_replay(0, "json", b"{}", "5-0/3")
     (message,) = await source.read("0-0", 1, 10)
     assert (message.codec, message.body, message.replay_of) == ("json", b"{}", "5-0/3")
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 import asyncio
 import os
 import shutil
-import socket
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import aiohttp
 import pytest
 import yaml
 from eventually import eventually
+from ports import free_port
 
 DEPLOYED = Path(__file__).parents[2] / "deploy" / "prometheus"
 NEEDED = ("prometheus", "promtool")
@@ -19,13 +19,6 @@ needs_prometheus = pytest.mark.skipif(
     any(shutil.which(program) is None for program in NEEDED) and os.environ.get("CI") != "true",
     reason="prometheus or promtool is missing: scripts/prometheus describes the installation",
 )
-
-
-def free_port():
-    """Returns a free port."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 class Prometheus:

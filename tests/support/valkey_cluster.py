@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 
 import redis.exceptions
 from eventually import eventually
+from ports import free_port
 from redis import Redis
 
 from fundsvc.config.settings import StreamConfig
@@ -92,9 +93,9 @@ class Cluster:
 
 
 @asynccontextmanager
-async def valkey_cluster(directory, ports):
-    """Runs a cluster in a directory; `ports` yields free ports."""
-    nodes = [Node(directory / f"node{number}", next(ports), next(ports)) for number in range(2 * PRIMARIES)]
+async def valkey_cluster(directory):
+    """Runs a cluster in a directory."""
+    nodes = [Node(directory / f"node{number}", free_port(), free_port()) for number in range(2 * PRIMARIES)]
     try:
         for node in nodes:
             await eventually(node.is_up)

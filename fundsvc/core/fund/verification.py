@@ -207,7 +207,7 @@ class Replay:
             self._check_opening(entry)
         computed = link(fund.head, entry)
         if digest != computed:
-            self._differ(f"hash is {digest.hex()}, it should be {computed.hex()}")
+            self._mismatch("hash", digest.hex(), computed.hex())
         fund.head = digest
         fund.entry = entry.entry
         fund.balance = entry.balance
@@ -224,11 +224,11 @@ class Replay:
         """Checks that an entry continues the one before it."""
         fund = self._fund
         if entry.entry != fund.entry + 1:
-            self._differ(f"entry number is {entry.entry}, it should be {fund.entry + 1}")
+            self._mismatch("entry number", entry.entry, fund.entry + 1)
         if entry.symbol != fund.contract.symbol:
-            self._differ(f"symbol is {entry.symbol}, it should be {fund.contract.symbol}")
+            self._mismatch("symbol", entry.symbol, fund.contract.symbol)
         if entry.balance != fund.balance + entry.change:
-            self._differ(f"balance is {entry.balance}, it should be {fund.balance + entry.change}")
+            self._mismatch("balance", entry.balance, fund.balance + entry.change)
         if entry.balance < 0 or entry.uncovered < 0 or entry.repaid < 0:
             self._differ("has a negative amount")
 
@@ -257,7 +257,7 @@ class Replay:
             self._check_optional(self._take_pending())
         self._subject = Subject(record.symbol, "ADL record", record.record, self._fund.entry)
         if record.symbol != self._fund.contract.symbol:
-            self._differ(f"symbol is {record.symbol}, it should be {self._fund.contract.symbol}")
+            self._mismatch("symbol", record.symbol, self._fund.contract.symbol)
         if record.entry not in (0, self._fund.entry):
             self._differ(f"follows entry {record.entry}, it should be {self._fund.entry}")
         if body and body.origin != "shortfall":
@@ -351,10 +351,10 @@ class Replay:
             return
         kind = "surplus" if worth > 0 else "shortfall" if worth else "flat"
         if entry.kind != kind:
-            self._differ(f"kind is {entry.kind}, it should be {kind}")
+            self._mismatch("kind", entry.kind, kind)
         moved = entry.change + entry.repaid - entry.uncovered
         if moved != worth:
-            self._differ(f"change + repaid - uncovered is {moved}, it should be {worth}")
+            self._mismatch("change + repaid - uncovered", moved, worth)
         if worth >= 0:
             self._check_repaid(entry, worth)
         elif entry.uncovered > 0:
@@ -368,7 +368,7 @@ class Replay:
             self._date_until(min(worth, entry.repaid))
         repaid = min(worth, self._fund.outstanding)
         if entry.repaid != repaid:
-            self._differ(f"repaid is {entry.repaid}, it should be {repaid}")
+            self._mismatch("repaid", entry.repaid, repaid)
 
     def _check_settlement(self, entry: Entry) -> None:
         """Checks that an entry belongs to the settlement of the contract if it has the sequence or the order id of that."""
@@ -555,6 +555,10 @@ class Replay:
 
     def _at(self, entry: Entry) -> None:
         self._subject = entry
+
+    def _mismatch(self, what: str, found: object, expected: object) -> None:
+        """Adds a value that differs. The callers compare before, because a walk follows millions of entries."""
+        self._differ(f"{what} is {found}, it should be {expected}")
 
     def _differ(self, sentence: str) -> None:
         subject = self._subject
