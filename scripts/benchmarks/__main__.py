@@ -15,10 +15,10 @@ from typing import Annotated, Any, NoReturn, TypeVar
 import adl_book
 import asyncpg
 import auditing
+import client_producer
 import fanout
 import history as ledger_history
 import idle as idle_engine
-import kit
 import latency
 import ledger_reads
 import msgspec
@@ -222,8 +222,8 @@ def client(
 ) -> None:
     """Measure the client's producer relative to plain appends to the stream; exits with 1 when a target is missed."""
     with _servers(directory) as servers, _progress() as show_progress:
-        results = _run(kit.measure(servers, contracts, fills, rounds, show_progress))
-    _finish(results, results.targets, lambda console: kit.show(results, console), as_json)
+        results = _run(client_producer.measure(servers, contracts, fills, rounds, show_progress))
+    _finish(results, results.targets, lambda console: client_producer.show(results, console), as_json)
 
 
 @application.command()
