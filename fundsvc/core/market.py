@@ -6,7 +6,7 @@ first round. Each execution and each end of a round moves the order, until it is
 
 from collections import deque
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 
 import msgspec
 
@@ -392,7 +392,8 @@ class Market:
     def take_earlier(self, journal: Journal) -> Iterator[None]:
         """Applies to the restored book what was settled before the partition was loaded; some events at each step."""
         while journal.earlier:
-            self._take(journal.earlier, is_counted=True)
+            with self._counted_already():
+                self._take(journal.earlier)
             yield
         journal.restored = True
 
@@ -400,26 +401,36 @@ class Market:
         """Promises lots to the open orders, and applies what was postponed since; some events at each step."""
         self._adl.promise_orders()
         while journal.later:
-            self._take(journal.later, is_counted=False)
+            self._take(journal.later)
             yield
         self.journal = None
 
-    def _take(self, postponed: deque[Postponed], *, is_counted: bool) -> None:
-        """Applies the first EVENTS_PER_STEP events. `is_counted` is whether the ledger counts their duplicates already."""
-        duplicates = self._shared.batch.duplicates
-        before = duplicates[self.symbol]
+    def _take(self, postponed: deque[Postponed]) -> None:
+        """Applies the first EVENTS_PER_STEP events."""
         for _ in range(min(EVENTS_PER_STEP, len(postponed))):
             self._shared.postponed -= 1
             event, side, self._shared.now_ms = postponed.popleft()
             with suppress(Rejection):
                 self._apply_to_book(event, side)
-        if is_counted and duplicates[self.symbol] != before:
-            duplicates[self.symbol] = before
+
+    @contextmanager
+    def _counted_already(self) -> Iterator[None]:
+        """Ignores duplicates of the contract: the ledger counted them when the events were settled."""
+        duplicates = self._shared.batch.duplicates
+        before = duplicates[self.symbol]
+        try:
+            yield
+        finally:
+            if before:
+                duplicates[self.symbol] = before
+            else:
+                duplicates.pop(self.symbol, None)
 
     def apply_to_book(self, event: Event, side: SideName | None) -> None:
         """Applies to the book alone an event that was settled after the book was saved; see `Partition.apply_to_book`."""
         if self.journal is None or self.journal.restored:
-            self._apply_to_book(event, side)
+            with self._counted_already():
+                self._apply_to_book(event, side)
         else:
             self.journal.earlier.append(Postponed(event, side, self._shared.now_ms))
             self._shared.postponed += 1

@@ -348,9 +348,6 @@ class Partition:
             if market is None:
                 raise self._not_here(event.symbol)
             market.apply_to_book(event, side)
-            if market.journal is not None:
-                return
-        self.batch.duplicates.clear()  # They were counted when the event was settled.
 
     def lacking(self, events: Iterable[Event | Rejection], passed: dict[str, int]) -> dict[str, set[int]]:
         """The sequences that must be looked up in the ledger before these events are applied, by ledger key.

@@ -2,7 +2,7 @@
 
 import msgspec
 import pytest
-from builders import UNIT, mark, partition, position
+from builders import UNIT, fill, mark, partition, position
 
 from fundsvc.core.adl.book_parts import BookPart
 from fundsvc.core.batch import StoredBook
@@ -73,6 +73,16 @@ def test_apply_to_book_counts_no_duplicates():
     for event in (mark("50", seq=1), mark("50", seq=1), position("a", 1, seq=1), position("a", 1, seq=1)):
         settling.apply_to_book(event, stream_ms=1)
     assert not settling.take().duplicates
+
+
+@pytest.mark.parametrize("loaded", [mark("50", seq=1), position("a", 1, seq=1), fill(7)])
+def test_apply_to_book_keeps_the_counts_of_settlement(loaded):
+    settling = partition(Fund(UNIT))
+    for _ in range(3):
+        settling.apply(fill(5))
+    for _ in range(2):
+        settling.apply_to_book(loaded, stream_ms=1)
+    assert settling.take().duplicates == {UNIT.symbol: 2}
 
 
 def test_events_after_the_regression_are_applied():

@@ -79,16 +79,19 @@ class Positions:
             raise CommandError(400, f"after is {after}: on {self.path} it is a time in milliseconds, at most {TIMESTAMP_MAX}")
 
     async def subscribe(self, subscriber: Subscriber, part: str, after: After | None) -> None:  # noqa: ARG002 - one part
-        """Sends all positions, the reductions that changed since the time `after` (ms), and then each change."""
+        """Sends the reductions that changed since the time `after` (ms), all positions, and then each change.
+
+        Without `after`, a client receives every reduction that is settled after it received its positions.
+        """
         account = subscriber.account
         async with self._turns.lock:
             if not self._subscribers[account]:
                 self._shown[account] = {}
                 await self._changed_lights(account)
             seen = self._subscribers[account][subscriber] = {}
+            await self._send_missed(subscriber, seen, None if after is None else after.number)
             for answer in self._shown[account].values():
                 subscriber.push(self._lights(answer))
-            await self._send_missed(subscriber, seen, None if after is None else after.number)
 
     def unsubscribe(self, subscriber: Subscriber, part: str) -> None:  # noqa: ARG002 - the topic has one part
         """Sends no further changes."""
