@@ -19,33 +19,40 @@ ORDER BY c.symbol;
 -- name: load_position
 SELECT last_id, messages, events, partial_id FROM partitions WHERE partition = $1 AND epoch = $2;
 
--- name: commit
--- One round trip for everything except the COPYs; of a small batch, it is the whole transaction and inserts the entries. Fails if
--- the partition is no longer owned, or if a contract was not written: the statement does not take over a contract of another
--- partition, and does not set a fund back.
-WITH moved AS (
-    UPDATE partitions SET last_id = $6, messages = $7, events = $8, partial_id = $9, duplicates = duplicates + $10,
-                          commits = commits + 1
-    WHERE partition = $1 AND epoch = $2 AND last_id = $3 AND events = $4 AND partial_id = $5
-    RETURNING commits
+-- name: commit_contracts
+-- Listed contracts, before `commit` writes their funds. Fails if a contract belongs to another partition.
+WITH given AS (
+    SELECT * FROM unnest($2::text[], $3::text[], $4::smallint[], $5::smallint[], $6::numeric[], $7::boolean[], $8::text[])
+        AS l (symbol, settle_currency, settle_decimals, price_decimals, multiplier, is_inverse, specification)
 ), listed AS (
     INSERT INTO contracts AS c
         (symbol, partition, settle_currency, settle_decimals, price_decimals, multiplier, is_inverse, specification)
-    SELECT symbol, $1, settle_currency, settle_decimals, price_decimals, multiplier, is_inverse, specification::json
-    FROM unnest($11::text[], $12::text[], $13::smallint[], $14::smallint[], $15::numeric[], $16::boolean[], $17::text[])
-        AS l (symbol, settle_currency, settle_decimals, price_decimals, multiplier, is_inverse, specification)
+    SELECT symbol, $1, settle_currency, settle_decimals, price_decimals, multiplier, is_inverse, specification::json FROM given
     ON CONFLICT (symbol) DO UPDATE SET
         settle_currency = excluded.settle_currency, settle_decimals = excluded.settle_decimals,
         price_decimals = excluded.price_decimals, multiplier = excluded.multiplier, is_inverse = excluded.is_inverse,
         specification = excluded.specification, updated_at = now()
     WHERE c.partition = excluded.partition
     RETURNING c.symbol
+)
+SELECT CASE WHEN unwritten = '{}' THEN true ELSE refuse_commit(true, unwritten) END
+FROM (SELECT ARRAY(SELECT symbol FROM given EXCEPT SELECT symbol FROM listed) AS unwritten) r;
+
+-- name: commit
+-- Moves the offset and writes the funds; of a small batch, it is the whole transaction and inserts the entries. PostgreSQL prepares
+-- every part of a statement for each execution, so what few batches have is in statements of its own. Fails if the partition is no
+-- longer owned, or if a fund was not written: the statement does not set a fund back.
+WITH moved AS (
+    UPDATE partitions SET last_id = $6, messages = $7, events = $8, partial_id = $9, duplicates = duplicates + $10,
+                          commits = commits + 1
+    WHERE partition = $1 AND epoch = $2 AND last_id = $3 AND events = $4 AND partial_id = $5
+    RETURNING commits
 ), settled AS (
     INSERT INTO funds AS f (symbol, balance, outstanding, entry, seq, adl, head, guard, adl_record, adl_head, commit)
     SELECT symbol, balance, outstanding, entry, seq, adl, head, guard::json, adl_record, adl_head,
            coalesce((SELECT commits FROM moved), 0)
-    FROM unnest($18::text[], $19::bigint[], $20::bigint[], $21::bigint[], $22::bigint[], $23::bigint[], $24::bytea[], $25::text[],
-                $26::bigint[], $27::bytea[])
+    FROM unnest($11::text[], $12::bigint[], $13::bigint[], $14::bigint[], $15::bigint[], $16::bigint[], $17::bytea[], $18::text[],
+                $19::bigint[], $20::bytea[])
         AS s (symbol, balance, outstanding, entry, seq, adl, head, guard, adl_record, adl_head)
     ON CONFLICT (symbol) DO UPDATE SET
         balance = excluded.balance, outstanding = excluded.outstanding, entry = excluded.entry, seq = excluded.seq,
@@ -55,34 +62,33 @@ WITH moved AS (
     RETURNING f.symbol
 ), shown AS (
     INSERT INTO moves AS m (partition, slot, commit, symbols)
-    SELECT $1, commits % 128, commits, CASE WHEN cardinality($18) <= 100 THEN $18 END FROM moved
+    SELECT $1, commits % 128, commits, CASE WHEN cardinality($11) <= 100 THEN $11 END FROM moved
     ON CONFLICT (partition, slot) DO UPDATE SET commit = excluded.commit, symbols = excluded.symbols
-), refused AS (
-    INSERT INTO rejected (partition, stream_id, position, reason, detail, codec, body, event_symbol, event_seq, digest)
-    SELECT $1, * FROM unnest($28::text[], $29::integer[], $30::text[], $31::text[], $32::text[], $33::bytea[], $34::text[],
-                             $35::bigint[], $36::bytea[])
-        AS e (stream_id, position, reason, detail, codec, body, event_symbol, event_seq, digest)
-    ON CONFLICT (partition, stream_id, position) DO UPDATE SET
-        reason = excluded.reason, detail = excluded.detail, rejected_at = now()
-), replayed AS (
-    UPDATE rejected r SET settled_at = now(), settled_by = d.settled_by, symbol = d.symbol, entry = d.entry
-    FROM unnest($37::text[], $38::integer[], $39::text[], $40::text[], $41::bigint[])
-        AS d (stream_id, position, settled_by, symbol, entry)
-    WHERE r.partition = $1 AND r.stream_id = d.stream_id AND r.position = d.position
 ), written AS (
     INSERT INTO entries (symbol, entry, seq, kind, change, balance, uncovered, repaid, side, lots, price, bankruptcy_price, trade_id,
                          order_id, account, ts, seal, closes, forced, hash)
-    SELECT * FROM unnest($42::text[], $43::bigint[], $44::bigint[], $45::text[], $46::bigint[], $47::bigint[], $48::bigint[],
-                         $49::bigint[], $50::text[], $51::bigint[], $52::bigint[], $53::bigint[], $54::text[], $55::text[],
-                         $56::text[], $57::bigint[], $58::bytea[], $59::bigint[], $60::boolean[], $61::bytea[])
+    SELECT * FROM unnest($21::text[], $22::bigint[], $23::bigint[], $24::text[], $25::bigint[], $26::bigint[], $27::bigint[],
+                         $28::bigint[], $29::text[], $30::bigint[], $31::bigint[], $32::bigint[], $33::text[], $34::text[],
+                         $35::text[], $36::bigint[], $37::bytea[], $38::bigint[], $39::boolean[], $40::bytea[])
         AS n (symbol, entry, seq, kind, change, balance, uncovered, repaid, side, lots, price, bankruptcy_price, trade_id, order_id,
               account, ts, seal, closes, forced, hash)
 )
 SELECT CASE WHEN is_ours AND unwritten = '{}' THEN true ELSE refuse_commit(is_ours, unwritten) END
-FROM (SELECT (SELECT count(*) = 1 FROM moved) AS is_ours, ARRAY(
-    SELECT symbol FROM (SELECT unnest($11::text[]) AS symbol EXCEPT SELECT symbol FROM listed) l
-    UNION SELECT symbol FROM (SELECT unnest($18::text[]) AS symbol EXCEPT SELECT symbol FROM settled) s
-) AS unwritten) r;
+FROM (SELECT (SELECT count(*) = 1 FROM moved) AS is_ours,
+             ARRAY(SELECT unnest($11::text[]) EXCEPT SELECT symbol FROM settled) AS unwritten) r;
+
+-- name: commit_rejected
+INSERT INTO rejected (partition, stream_id, position, reason, detail, codec, body, event_symbol, event_seq, digest)
+SELECT $1, * FROM unnest($2::text[], $3::integer[], $4::text[], $5::text[], $6::text[], $7::bytea[], $8::text[], $9::bigint[],
+                         $10::bytea[])
+    AS e (stream_id, position, reason, detail, codec, body, event_symbol, event_seq, digest)
+ON CONFLICT (partition, stream_id, position) DO UPDATE SET
+    reason = excluded.reason, detail = excluded.detail, rejected_at = now();
+
+-- name: commit_replayed
+UPDATE rejected r SET settled_at = now(), settled_by = d.settled_by, symbol = d.symbol, entry = d.entry
+FROM unnest($2::text[], $3::integer[], $4::text[], $5::text[], $6::bigint[]) AS d (stream_id, position, settled_by, symbol, entry)
+WHERE r.partition = $1 AND r.stream_id = d.stream_id AND r.position = d.position;
 
 -- name: commit_orders
 -- ADL orders that changed. COPY inserts new ones.

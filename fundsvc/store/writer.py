@@ -189,18 +189,22 @@ class Writer:
         if it is unreachable. After a StoreFault the transaction may have been committed; another writer must load the partition
         again to know. Everything is encoded before the transaction begins.
         """
-        moved = (self._partition, self._epoch, *_moved(before, after), batch.duplicates.total(), *_columns(batch))
+        funds = arrays(FundState, map(fund_row, batch.funds))
+        moved = (self._partition, self._epoch, *_moved(before, after), batch.duplicates.total(), *funds)
         moving = [order for key, order in batch.orders.items() if key not in batch.opened]
         statements = _statements(batch, self._partition, after, await _encoded(moving, _moved_orders))
         opened = await _encoded([order for key, order in batch.orders.items() if key in batch.opened], copy_orders)
         records = [*batch.packed_records, *await _encoded(batch.records, copy_records)]
-        is_small = not (opened or records or statements or batch.packed) and batch.count() <= SMALL_ROWS_MAX
+        is_small = not (opened or records or statements or batch.listings or batch.packed) and batch.count() <= SMALL_ROWS_MAX
         if is_small:
             await self._commit_small((*moved, *entry_columns(batch.entries, batch.hashes)))
             return
         entries = [*batch.packed, copy_rows(batch.entries, batch.hashes)]
         with faults(), refusals(), _strays(), _losses():
             async with self._one_at_a_time, transaction(self._connection):
+                if batch.listings:
+                    listed = arrays(ListingRow, starmap(listing_row, batch.listings.values()))
+                    await self._connection.fetch(SQL["commit_contracts"], self._partition, *listed)
                 if batch.count():
                     await self._copy("entries", COLUMNS, entries)
                 await self._connection.fetch(SQL["commit"], *moved, *entry_columns((), ()))
@@ -428,16 +432,6 @@ def contract_from(row: asyncpg.Record) -> Contract:
     return Contract(**{name: row[name] for name in Contract.__struct_fields__})
 
 
-def _columns(batch: Batch) -> list[list[Any]]:
-    """Returns the parameters of the statement `commit` after the offsets, one list per column."""
-    return [
-        *arrays(ListingRow, starmap(listing_row, batch.listings.values())),
-        *arrays(FundState, map(fund_row, batch.funds)),
-        *arrays(RejectedRow, map(rejected_row, batch.rejected)),
-        *arrays(ReplayedRow, starmap(replayed_row, batch.replayed)),
-    ]
-
-
 def _moved_orders(orders: Sequence[OrderState]) -> list[list[Any]]:
     """Returns the parameters of the statement `commit_orders`. The driver encodes them without yielding to the event loop."""
     return arrays(MovedOrderRow, map(moved_order_row, orders))
@@ -446,6 +440,10 @@ def _moved_orders(orders: Sequence[OrderState]) -> list[list[Any]]:
 def _statements(batch: Batch, partition: int, after: Offset, orders: list[list[list[Any]]]) -> list[tuple[str, Sequence[Any]]]:
     """Returns the statements that a batch needs after `commit`, by name with parameters."""
     statements: list[tuple[str, Sequence[Any]]] = [("commit_orders", part) for part in orders]
+    if batch.rejected:
+        statements.append(("commit_rejected", (partition, *arrays(RejectedRow, map(rejected_row, batch.rejected)))))
+    if batch.replayed:
+        statements.append(("commit_replayed", (partition, *arrays(ReplayedRow, starmap(replayed_row, batch.replayed)))))
     if batch.tranches:
         statements.append(("commit_tranches", arrays(TrancheState, batch.tranches)))
     if batch.holdings:

@@ -111,10 +111,10 @@ async def read_entries(connection):
 @pytest.mark.parametrize(
     ("block", "alias", "columns"),
     [
-        ("commit", "l", ListingRow._fields),
+        ("commit_contracts", "l", ListingRow._fields),
         ("commit", "s", FundState._fields),
-        ("commit", "e", RejectedRow._fields),
-        ("commit", "d", ReplayedRow._fields),
+        ("commit_rejected", "e", RejectedRow._fields),
+        ("commit_replayed", "d", ReplayedRow._fields),
         ("commit", "n", ENTRY_COLUMNS),
         ("commit_orders", "m", MovedOrderRow._fields),
         ("commit_suspensions", "s", SuspensionRow._fields),
