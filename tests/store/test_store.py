@@ -370,6 +370,18 @@ ILLEGAL = {
     "a shortfall that repays": {"kind": "shortfall", "change": -1, "repaid": 1},
     "a negative uncovered": {"kind": "shortfall", "change": -5, "uncovered": -1},
     "a refund that pays": {"kind": "refund", "change": -1},
+    "a cover that repays less": {"kind": "cover", "change": -5, "repaid": 4},
+    "a takeover at another price": {"kind": "takeover", "change": 0, "price": 2},
+    "a takeover that moves": {"kind": "takeover", "price": 1, "bankruptcy_price": 1},
+    "a forced fill": {"forced": True},
+    "a fill of a later tranche": {"closes": 1},
+    "a fill of a negative tranche": {"closes": -1},
+    "a refund of a tranche": {"kind": "refund", "entry": 2, "closes": 1},
+    "a move with lots": {"kind": "carry_in", "order_id": "carry/A@1"},
+    "a move without its order": {"kind": "carry_in", "lots": 0, "price": 0},
+    "a move out that leaves a balance": {"kind": "carry_out", "change": -5, "lots": 0, "price": 0, "order_id": "carry/A@1"},
+    "a seal without an account": {"seal": bytes(36)},
+    "a short seal": {"seal": bytes(35), "account": "a"},
 }
 
 
