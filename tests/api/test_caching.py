@@ -1,6 +1,9 @@
 """Public answers may be kept by shared caches for a second, and are answered with 304 to a client that has them."""
 
+import re
+
 import aiohttp
+import msgspec
 import pytest
 from conftest import with_section
 from served import contract, fill, served
@@ -69,6 +72,20 @@ async def test_answer_that_the_client_has_is_304_with_the_same_headers(service, 
         assert headers["Access-Control-Allow-Origin"] == "https://page.test"
     for other in ('"other"', "W/other", '"', ""):
         assert (await ask(service, path, method, **{"If-None-Match": other}))[0] == 200
+
+
+async def test_document_lists_304_for_the_paths_whose_answers_have_a_version(service):
+    _, _, body = await ask(service, "/openapi.json")
+    templates = msgspec.json.decode(body)["paths"]
+    for path in (*PUBLIC, *UNCACHED, *PRIVATE):
+        plain = path.partition("?")[0]
+        (operation,) = [
+            operations["get"]
+            for template, operations in templates.items()
+            if re.fullmatch(re.sub(r"{\w+}", "[^/]+", template), plain)
+        ]
+        listed = "304" in operation["responses"], "ETag" in operation["responses"]["200"].get("headers", {})
+        assert (path, listed) == (path, (path in PUBLIC,) * 2)
 
 
 async def test_gzipped_and_plain_answers_have_one_version(service):

@@ -14,7 +14,7 @@ from types import UnionType
 from typing import Any, Union, get_args, get_origin
 
 import msgspec
-from aiohttp import web
+from aiohttp import hdrs, web
 
 import fundsvc
 from fundsvc.api.docs.generated import Generated
@@ -56,6 +56,10 @@ LIMITS = {
     "gw-ratelimit-reset": "The time until the next window, in milliseconds.",
 }
 """The headers of every answer to a counted request."""
+
+NOT_MODIFIED = "The client has the current version: its header If-None-Match names the ETag of this answer."
+VERSION = "The version of the answer; send it as If-None-Match."
+"""The descriptions of the answer 304, and of the header ETag, of cached endpoints."""
 
 _NUMBERED = {"type": "integer", "minimum": 1, "maximum": 999_999_999}
 
@@ -115,8 +119,10 @@ def description(endpoints: Iterable[Endpoint]) -> Schema:
         "paths": paths,
         "components": {
             "schemas": schemas.components,
-            "responses": {_response_name(status): _failure(status) for status in FAILURES},
-            "headers": {name: _header(text) for name, text in LIMITS.items()},
+            "responses": {"NotModified": {"description": NOT_MODIFIED}}
+            | {_response_name(status): _failure(status) for status in FAILURES},
+            "headers": {name: _header(text) for name, text in LIMITS.items()}
+            | {hdrs.ETAG: {"description": VERSION, "required": True, "schema": {"type": "string"}}},
             "securitySchemes": {"token": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}},
         },
     }
@@ -196,7 +202,7 @@ def _operation(endpoint: Endpoint, schemas: _Schemas) -> Schema:
         "description": "\n\n".join((*text, *query, *roles)),
         "parameters": [*_path_parameters(endpoint, example), *_query_parameters(endpoint, example)],
         "responses": {
-            **{str(status): {"$ref": f"#/components/responses/{_response_name(status)}"} for status in _failures(endpoint)},
+            **{str(status): {"$ref": f"#/components/responses/{_response_name(status)}"} for status in _references(endpoint)},
             **{str(status): _answer(status, endpoint, schemas, example) for status in endpoint.answers},
         },
     }
@@ -207,6 +213,11 @@ def _operation(endpoint: Endpoint, schemas: _Schemas) -> Schema:
     elif endpoint.token_optional:
         operation["security"] = [{}, {"token": []}]
     return operation
+
+
+def _references(endpoint: Endpoint) -> list[int]:
+    """Returns the statuses whose answers are components."""
+    return [*([HTTPStatus.NOT_MODIFIED.value] if endpoint.cached else []), *_failures(endpoint)]
 
 
 def _failures(endpoint: Endpoint) -> list[int]:
@@ -248,8 +259,9 @@ def _answer(status: int, endpoint: Endpoint, schemas: _Schemas, example: Schema)
     if status == HTTPStatus.OK and "answer" in example:
         content["example"] = example["answer"]
     answer: Schema = {"description": HTTPStatus(status).phrase, "content": {media.content_type: content}}
-    if HTTPStatus.TOO_MANY_REQUESTS in endpoint.fails:
-        answer["headers"] = {name: {"$ref": f"#/components/headers/{name}"} for name in LIMITS}
+    headers = [*(LIMITS if HTTPStatus.TOO_MANY_REQUESTS in endpoint.fails else ()), *([hdrs.ETAG] if endpoint.cached else ())]
+    if headers:
+        answer["headers"] = {name: {"$ref": f"#/components/headers/{name}"} for name in headers}
     return answer
 
 

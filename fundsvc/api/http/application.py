@@ -88,6 +88,11 @@ class Route(NamedTuple):
     token_optional: bool = False
     cached: bool = True
 
+    @property
+    def is_cached(self) -> bool:
+        """Whether caches may keep the answers: they are the same for everyone, and change nothing."""
+        return self.cached and not (self.roles or self.token_optional or self.body)
+
 
 def make_app(middleware: Middleware, table: Iterable[Route | Endpoint]) -> web.Application:
     """Returns an application that serves a table. The caller closes what the handlers use."""
@@ -133,6 +138,7 @@ def _endpoint(entry: Route | Endpoint) -> Endpoint:
         token_optional=entry.token_optional,
         documented=entry.answer,
         cost=entry.cost,
+        cached=entry.is_cached,
     )
 
 
@@ -164,7 +170,7 @@ def symbol_not_listed(symbol: str) -> NotFound:
 
 def _handler(route: Route) -> RouteHandler:
     default = _default_query(route.query)
-    cached = route.cached and not (route.roles or route.token_optional or route.body)
+    cached = route.is_cached
 
     async def handle(request: web.Request, *callers: Caller | None) -> web.Response:
         caller = {"caller": callers[0]} if callers else {}

@@ -33,7 +33,8 @@ class Endpoint(NamedTuple):
     token is not required and shows more. `fails` are the error statuses besides those that follow from roles, bodies and
     path. `format_error` makes the answers to errors; error answers in another shape than our envelope are in `answers`.
     `documented` is the function whose docstring documents the endpoint; by default the handler. `cost` returns how many more
-    requests an answer counts as; it receives the path's parameters.
+    requests an answer counts as; it receives the path's parameters. The answers of a `cached` endpoint are for everyone: they
+    name their version, and a client that has it receives 304.
     """
 
     path: str
@@ -48,3 +49,4 @@ class Endpoint(NamedTuple):
     format_error: ErrorFormatter = error_response
     documented: Callable[..., Any] | None = None
     cost: Cost | None = None
+    cached: bool = False
