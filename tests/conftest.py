@@ -12,6 +12,7 @@ import msgspec
 import pytest
 import redis
 import structlog
+from eventually import eventually
 from hypothesis import settings
 from watchdog import WatchedLoop, budgeted
 
@@ -45,7 +46,8 @@ MEMORY_BYTES_MIN = 4 * 2**30
 
 LONG_FILES = {
     *("test_engine.py", "test_crash.py", "test_demo.py", "test_audit_loop.py", "test_recordings.py", "test_page.py"),
-    *("test_half_open.py", "test_sdks.py", "test_local_servers.py", "test_alerts.py"),
+    *("test_half_open.py", "test_sdks.py", "test_local_servers.py", "test_alerts.py", "test_benchmarks.py"),
+    *("test_page_accessibility.py", "test_pipeline.py", "test_streams.py"),
 }
 """Files whose tests take longest in sum."""
 
@@ -124,20 +126,34 @@ async def config(servers, template, partitions, loop_budget):
     """The configuration of a service with an empty ledger and empty streams."""
     name = f"ledger_{next(_NUMBERS)}"
     async with administrator(servers) as connection:
-        await connection.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
+        await drop_ledgers(connection)
+        await connection.execute(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY FILE_COPY")
     with redis.Redis.from_url(servers.stream_url) as stream:
         stream.flushall()
     database = DatabaseConfig(dsn=dsn_for(servers.dsn, name), owner_dsn=dsn_for(servers.owner_dsn, name))
     if partitions > 1:
         async with connected(database.owner_dsn) as connection:
             await connection.execute("INSERT INTO partitions (partition) SELECT generate_series(1, $1 - 1)", partitions)
-    yield Config(
+    return Config(
         data=DataConfig(directory=str(servers.directory)),
         database=database,
         stream=StreamConfig(url=servers.stream_url, partitions=partitions),
     )
-    async with administrator(servers) as connection:
+
+
+async def drop_ledgers(connection):
+    """Drops the databases of earlier tests.
+
+    DROP DATABASE would check only ten times a second whether the last connections have ended.
+    """
+    for (name,) in await connection.fetch("SELECT datname FROM pg_database WHERE datname LIKE 'ledger_%'"):
+        await connection.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1", name)
+        await eventually(lambda name=name: is_unused(connection, name))
         await connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+async def is_unused(connection, database):
+    return not await connection.fetchval("SELECT count(*) FROM pg_stat_activity WHERE datname = $1", database)
 
 
 @pytest.fixture

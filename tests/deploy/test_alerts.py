@@ -17,7 +17,7 @@ from eventually import eventually
 from ledgers import fill, listing
 from mutuals import POOL, some_life
 from ports import free_port
-from prometheus_server import DEPLOYED, needs_prometheus, prometheus
+from prometheus_server import DEPLOYED, LOOK_SECONDS, needs_prometheus, prometheus
 
 from fundsvc.core.events import Fill, Rate
 from fundsvc.mutual.codec import encode
@@ -143,16 +143,16 @@ async def test_prometheus_alerts_on_a_drained_fund(config, tmp_path):
         held = takeovers.takeover(2, 10, ts=time.time_ns() // 1_000_000)
         await producer.append([takeovers.LISTING, takeovers.FUNDED, takeovers.mark(50), held])
         await producer.append([*BEGINNING, listing("EMPTY"), liquidation(1, 1000, 39100)])
-        await eventually(lambda: shows(f'symbol:fundsvc_balance:max{{symbol="{SYMBOL}"}}', 100.0), seconds=40)
+        await eventually(lambda: shows(f'symbol:fundsvc_balance:max{{symbol="{SYMBOL}"}}', 100.0), 40, LOOK_SECONDS)
         refused = {("MutualEventsRejected", None)}
-        await eventually(lambda: fires(*refused), seconds=40)
+        await eventually(lambda: fires(*refused), 40, LOOK_SECONDS)
 
         refilled = liquidation(3, 1000, 39050)
         await producer.append([liquidation(2, 100, 37000), refilled, fill("EMPTY", 1, -7), fill("UNKNOWN", 1, 1)])
         dry = {("FundDry", SYMBOL), ("FundDrawdown", SYMBOL), ("FundUncovered", "EMPTY"), ("EventsRejected", None), *refused}
         # The order of EMPTY has no candidate, so it opens and ends at once.
         opened = {("AdlOrderOpen", SYMBOL), ("AdlOrderOpen", "EMPTY")}
-        firing = await eventually(lambda: fires(*dry, *opened), seconds=40)
+        firing = await eventually(lambda: fires(*dry, *opened), 40, LOOK_SECONDS)
         # No scrape sees the fund without a balance: it is dry within one transaction.
         assert firing["FundDry", SYMBOL]["annotations"] == {
             "summary": f"The fund of {SYMBOL} ran dry; its peak was 100 USDT",
@@ -173,6 +173,6 @@ async def test_prometheus_alerts_on_a_drained_fund(config, tmp_path):
             return not missing
 
         try:
-            await eventually(all_metrics_of_alerts_exist, seconds=40)
+            await eventually(all_metrics_of_alerts_exist, 40, LOOK_SECONDS)
         finally:
             assert missing == set()

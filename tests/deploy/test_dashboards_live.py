@@ -4,7 +4,7 @@ import aiohttp
 from escalations import BEGINNING, SYMBOL, TS, executed
 from eventually import eventually
 from ledgers import fill, listing
-from prometheus_server import needs_prometheus
+from prometheus_server import LOOK_SECONDS, needs_prometheus
 from test_alerts import liquidation, watched
 from test_dashboards import DASHBOARDS, expressions
 
@@ -49,7 +49,9 @@ async def test_every_query_returns_data(config, tmp_path):
     settings = {"FUNDSVC_TARGET_DEFAULT_RULE": "open_interest", "FUNDSVC_AUDIT_HEADS_DIRECTORY": str(tmp_path)}
     async with watched(config, tmp_path, **settings) as (server, producer):
         await producer.append([*LISTED, Rate("XBT", "60000", TS), *BEGINNING[1:], *FILLED])
-        await eventually(lambda: server.query('symbol:fundsvc_balance:max{symbol="RISING"} == 5'), PATIENCE_SECONDS)
+        await eventually(
+            lambda: server.query('symbol:fundsvc_balance:max{symbol="RISING"} == 5'), PATIENCE_SECONDS, LOOK_SECONDS
+        )
         await producer.append(DRAINED)
 
         ((labels, _),) = await eventually(lambda: server.query('up{job="fundsvc-api"} == 1'))
@@ -59,7 +61,7 @@ async def test_every_query_returns_data(config, tmp_path):
                 async with http.get(f"/api/v1/adl/{SYMBOL}/queue"):
                     return await server.query("sum(rate(fundsvc_adl_rank_seconds_count[1m])) > 0")
 
-            await eventually(ranked)
+            await eventually(ranked, pause_max=LOOK_SECONDS)
         empty = queries()
 
         async def all_return_data():
@@ -67,6 +69,6 @@ async def test_every_query_returns_data(config, tmp_path):
             return not empty
 
         try:
-            await eventually(all_return_data, PATIENCE_SECONDS)
+            await eventually(all_return_data, PATIENCE_SECONDS, LOOK_SECONDS)
         finally:
             assert empty == []

@@ -92,20 +92,25 @@ def apply(pool, event):
         return
 
 
-async def walked(config):
+@pytest.fixture
+async def connections(config):
+    async with open_pool(config.database.dsn, 1) as connections:
+        yield connections
+
+
+async def walked(connections, config):
     """Returns what a walk through each pool finds."""
-    async with open_pool(config.database.dsn, 1) as pool:
-        found = []
-        for name, _ in await audited_pools(pool):
-            walk = PoolWalk(pool, name, config.ledger.secrets)
-            while not walk.ended:
-                await walk.step()
-            found.append(walk.result())
+    found = []
+    for name, _ in await audited_pools(connections):
+        walk = PoolWalk(connections, name, config.ledger.secrets)
+        while not walk.ended:
+            await walk.step()
+        found.append(walk.result())
     return found
 
 
-async def differences(config):
-    return [difference for result in await walked(config) for difference in result.differences]
+async def differences(connections, config):
+    return [difference for result in await walked(connections, config) for difference in result.differences]
 
 
 async def columns_of(connection):
@@ -116,8 +121,8 @@ async def columns_of(connection):
     return {(row["table_name"], row["column_name"]): row["data_type"] for row in rows}
 
 
-async def test_a_stored_ledger_has_no_difference(ledger, owner_connection):
-    (result,) = await walked(ledger)
+async def test_a_stored_ledger_has_no_difference(ledger, connections, owner_connection):
+    (result,) = await walked(connections, ledger)
     row = await owner_connection.fetchrow("SELECT entry, head FROM mutual_pools")
     assert (result.pool, result.entries, result.head) == (POOL, row["entry"], row["head"].hex())
     assert result.differences == []
@@ -173,7 +178,7 @@ async def drop_checks(connection):
         await connection.execute(f"ALTER TABLE {table} DROP CONSTRAINT {name}")
 
 
-async def test_audit_covers_every_other_column(ledger, owner_connection, monkeypatch):
+async def test_audit_covers_every_other_column(ledger, connections, owner_connection, monkeypatch):
     monkeypatch.setattr(audits, "PART_ENTRIES", 1000)
     monkeypatch.setattr(audits, "PAGE_ROWS", 1000)
     await drop_checks(owner_connection)
@@ -185,7 +190,7 @@ async def test_audit_covers_every_other_column(ledger, owner_connection, monkeyp
         for row in await rows_of(owner_connection, table, DECIDES_NOTHING_WHERE.get((table, column), "false")):
             await owner_connection.execute(f"UPDATE {table} t SET {column} = {expression} WHERE to_jsonb(t.*)::text = $1", row)
             tried += 1
-            believed += [] if await differences(ledger) else [(table, column, row)]
+            believed += [] if await differences(connections, ledger) else [(table, column, row)]
             await put_back(owner_connection, table)
     assert believed == []
     assert tried > 200, "that many rows and values were tried"
@@ -247,9 +252,9 @@ ADDED = {
         (ADDED["policies"], "is stored, but only "),
     ],
 )
-async def test_missing_and_added_rows_are_found(ledger, owner_connection, statement, sentence):
+async def test_missing_and_added_rows_are_found(ledger, connections, owner_connection, statement, sentence):
     await owner_connection.execute(statement)
-    found = await differences(ledger)
+    found = await differences(connections, ledger)
     assert any(sentence in difference for difference in found), found
     assert len(found) < 60
 

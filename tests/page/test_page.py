@@ -131,14 +131,18 @@ class Window:
 
 @pytest.fixture
 def open_window(browser, url, tmp_path):
-    """Opens windows. Takes a screenshot of each at the end of the test."""
+    """Opens windows. Takes a screenshot of each if the test fails."""
 
     @asynccontextmanager
     async def opened(**options):
         async with await browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **options}) as context:
             window = Window(await context.new_page(), url)
-            yield window
-            await window.page.screenshot(path=tmp_path / "page.png")
+            try:
+                yield window
+                await window.page.evaluate("new Promise(requestAnimationFrame)")  # errors of its frame are among the errors
+            except BaseException:
+                await window.page.screenshot(path=tmp_path / "page.png")
+                raise
             assert [each for each in window.errors if CONNECTION_REFUSED not in each] == []
             assert {urlsplit(each).netloc for each in window.requests} == {urlsplit(url).netloc}
 

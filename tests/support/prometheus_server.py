@@ -15,6 +15,11 @@ from ports import free_port
 DEPLOYED = Path(__file__).parents[2] / "deploy" / "prometheus"
 NEEDED = ("prometheus", "promtool")
 
+SCRAPE_SECONDS = 1
+
+LOOK_SECONDS = SCRAPE_SECONDS / 2
+"""The longest pause between two checks of what Prometheus has scraped."""
+
 needs_prometheus = pytest.mark.skipif(
     any(shutil.which(program) is None for program in NEEDED) and os.environ.get("CI") != "true",
     reason="prometheus or promtool is missing: scripts/prometheus describes the installation",
@@ -60,7 +65,7 @@ class Prometheus:
 async def prometheus(directory, targets):
     """Runs Prometheus as deploy/ configures it, with these jobs (addresses by name) and its data in the directory."""
     config = yaml.safe_load((DEPLOYED / "prometheus.yml").read_text())
-    config["global"] |= {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"}
+    config["global"] |= dict.fromkeys(("scrape_interval", "scrape_timeout", "evaluation_interval"), f"{SCRAPE_SECONDS}s")
     config["rule_files"] = [str(DEPLOYED / name) for name in config["rule_files"]]
     config["scrape_configs"] = [
         {"job_name": job, "static_configs": [{"targets": addresses}]} for job, addresses in targets.items()
