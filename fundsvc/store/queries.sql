@@ -691,35 +691,24 @@ LEFT JOIN LATERAL (
 WHERE coalesce(later.highest, fresh.highest, own.highest) IS NOT NULL;
 
 -- name: outstanding_at
--- The outstanding amount of a contract before its first entry after $2: uncovered amounts that did not escalate, and the rest
--- of orders that had ended uncovered, less the repaid amounts. Sequences show when orders ended; late entries are skipped.
-SELECT coalesce((
-    SELECT sum(r.uncovered - r.repaid) FROM rollups r WHERE r.symbol = $1 AND r.last_entry <= $2
-), 0) + coalesce((
-    SELECT sum(part.owed) FROM (
-        SELECT * FROM rollups x WHERE x.symbol = $1 AND x.first_entry <= $2 ORDER BY x.first_entry DESC LIMIT 1
-    ) r
-    CROSS JOIN LATERAL (
-        SELECT sum(e.uncovered - e.repaid) AS owed FROM entries e WHERE e.symbol = r.symbol AND e.entry BETWEEN r.first_entry AND $2
-    ) part
-    WHERE r.last_entry > $2
+-- The outstanding amount of a contract after entry $2, from that before the hour of the entry. The hours that lack it are added up.
+SELECT coalesce(k.outstanding, 0) + a.amount + coalesce((
+    SELECT sum(r.uncovered - r.repaid) FROM rollups r
+    WHERE r.symbol = $1 AND r.first_entry >= coalesce(k.first_entry, 1) AND r.first_entry < h.first_entry
 ), 0) + coalesce((
     SELECT sum(n.uncovered - n.repaid) FROM (
-        SELECT * FROM entries e
-        WHERE e.symbol = $1 AND e.entry <= $2 AND e.entry > coalesce((SELECT p.entry FROM rollup_progress p WHERE p.symbol = $1), 0)
-        ORDER BY e.entry OFFSET 0
+        SELECT * FROM entries e WHERE e.symbol = $1 AND e.entry BETWEEN coalesce(h.first_entry, 1) AND $2 ORDER BY e.entry OFFSET 0
     ) n
-), 0) - coalesce((
-    SELECT sum(o.uncovered) FROM adl_orders o WHERE o.symbol = $1 AND o.cause <= $2
-), 0) + coalesce((
-    SELECT sum(o.uncovered - o.recovered) FROM adl_orders o
-    WHERE o.symbol = $1 AND o.state = 'uncovered' AND o.seq < coalesce((
-        SELECT e.seq FROM entries e
-        WHERE e.symbol = $1 AND e.entry > $2
-          AND NOT EXISTS (SELECT FROM rejected r WHERE r.symbol = e.symbol AND r.entry = e.entry)
-        ORDER BY e.entry LIMIT 1
-    ), 9223372036854775807)
-), 0) AS outstanding;
+), 0) AS outstanding
+FROM (SELECT) one
+LEFT JOIN LATERAL (
+    SELECT r.first_entry FROM rollups r WHERE r.symbol = $1 AND r.first_entry <= $2 + 1 ORDER BY r.first_entry DESC LIMIT 1
+) h ON true
+LEFT JOIN LATERAL (
+    SELECT r.first_entry, r.outstanding FROM rollups r
+    WHERE r.symbol = $1 AND r.first_entry <= $2 + 1 AND r.outstanding IS NOT NULL ORDER BY r.first_entry DESC LIMIT 1
+) k ON true
+CROSS JOIN LATERAL adl_outstanding($1, coalesce(k.first_entry, 1), $2) a;
 
 -- name: candles
 -- The buckets of $4 milliseconds with entries from $2 to before $3 (both begin buckets), and the last bucket before them.
@@ -1045,10 +1034,37 @@ WITH hours AS (
 UPDATE rollup_progress p SET entry = h.entry, sound = h.entry, clock = h.clock
 FROM (SELECT symbol, max(last_entry) AS entry, max(clock) AS clock FROM hours GROUP BY symbol) h WHERE p.symbol = h.symbol;
 
+-- name: rollups_without_outstanding
+-- The contracts of a partition with hours that lack their outstanding amounts: the first entry of the last hour before these, and its
+-- amount. Only sound hours get them.
+SELECT n.symbol, coalesce(k.first_entry, 1) AS first_entry, coalesce(k.outstanding, 0) AS outstanding
+FROM (SELECT symbol, min(first_entry) AS first_entry FROM rollups WHERE outstanding IS NULL GROUP BY symbol) n
+JOIN contracts c USING (symbol) JOIN rollup_progress p USING (symbol)
+LEFT JOIN LATERAL (
+    SELECT * FROM rollups r WHERE r.symbol = n.symbol AND r.first_entry < n.first_entry ORDER BY r.first_entry DESC LIMIT 1
+) k ON true
+WHERE c.partition = $1 AND p.sound = p.entry ORDER BY n.symbol;
+
+-- name: rollup_outstanding
+-- The outstanding amounts before up to $4 hours of a contract, from the hour that begins with entry $2 on, before which it is $3.
+SELECT symbol, hour, (sum(step) OVER (ORDER BY first_entry))::bigint AS outstanding, first_entry
+FROM (
+    SELECT h.symbol, h.hour, h.first_entry,
+           lag(h.uncovered - h.repaid + a.amount, 1, $3::bigint) OVER (ORDER BY h.first_entry) AS step
+    FROM (SELECT * FROM rollups r WHERE r.symbol = $1 AND r.first_entry >= $2 ORDER BY r.first_entry LIMIT $4) h
+    CROSS JOIN LATERAL adl_outstanding(h.symbol, h.first_entry, h.last_entry) a
+) s
+ORDER BY first_entry;
+
+-- name: rollup_outstanding_keep
+UPDATE rollups r SET outstanding = k.outstanding
+FROM unnest($1::text[], $2::bigint[], $3::bigint[]) AS k (symbol, hour, outstanding)
+WHERE r.symbol = k.symbol AND r.hour = k.hour AND r.outstanding IS NULL;
+
 -- name: rollups_of
 -- The hours of a contract.
 SELECT hour, first_entry, last_entry, opening, highest, lowest, closing, credited, paid, uncovered, repaid, covered, fills, earliest,
-       latest
+       latest, outstanding
 FROM rollups WHERE symbol = $1 ORDER BY hour;
 
 -- name: rollup_progress
