@@ -897,29 +897,67 @@ WHERE symbol = $1 AND adl = ANY ($2) AND kind = 'execution' GROUP BY 1, 2;
 SELECT adl, round, account, sum(lots)::bigint AS executed FROM adl_records
 WHERE symbol = $1 AND adl = ANY ($2) AND kind = 'execution' AND account = ANY ($3) GROUP BY 1, 2, 3;
 
--- name: latest_reductions
--- An account's latest reductions. LIMIT keeps the planner from reading all orders.
-SELECT r.account, o.updated_at, r.symbol, r.adl, o.cause, r.round, o.reduce AS side, o.price, o.ts, sum(r.lots)::bigint AS executed,
-       (array_agg(r.body))[1] AS body
-FROM adl_records r
+-- name: reductions_after
+-- Up to $5 reductions of an account's positions after a place, in the order of their first executions. ORDER BY and LIMIT keep the
+-- planner from reading all executions and orders.
+SELECT r.account, o.updated_at, r.symbol, r.adl, o.cause, r.round, o.reduce AS side, o.price, o.ts, e.executed, r.body, r.recorded_at,
+       r.record
+FROM (
+    SELECT * FROM adl_records x
+    WHERE x.kind = 'execution' AND x.account = $1 AND (x.recorded_at, x.symbol, x.record) > ($2, $3, $4) AND x.record = (
+        SELECT y.record FROM adl_records y
+        WHERE y.kind = 'execution' AND y.account = x.account AND y.symbol = x.symbol AND y.adl = x.adl AND y.round = x.round
+        ORDER BY y.record LIMIT 1
+    )
+    ORDER BY x.recorded_at, x.symbol, x.record LIMIT $5
+) r
 CROSS JOIN LATERAL (SELECT * FROM adl_orders x WHERE x.symbol = r.symbol AND x.adl = r.adl LIMIT 1) o
-WHERE r.kind = 'execution' AND r.account = $1
-GROUP BY r.account, o.updated_at, r.symbol, r.adl, o.cause, r.round, o.reduce, o.price, o.ts
-ORDER BY o.ts DESC, r.symbol, r.adl DESC, r.round DESC LIMIT $2;
+CROSS JOIN LATERAL (
+    SELECT sum(x.lots)::bigint AS executed FROM adl_records x
+    WHERE x.kind = 'execution' AND x.account = r.account AND x.symbol = r.symbol AND x.adl = r.adl AND x.round = r.round
+) e
+ORDER BY r.recorded_at, r.symbol, r.record;
+
+-- name: reductions_before
+-- Up to $5 reductions of an account's positions before a place, the newest first.
+SELECT r.account, o.updated_at, r.symbol, r.adl, o.cause, r.round, o.reduce AS side, o.price, o.ts, e.executed, r.body, r.recorded_at,
+       r.record
+FROM (
+    SELECT * FROM adl_records x
+    WHERE x.kind = 'execution' AND x.account = $1 AND (x.recorded_at, x.symbol, x.record) < ($2, $3, $4) AND x.record = (
+        SELECT y.record FROM adl_records y
+        WHERE y.kind = 'execution' AND y.account = x.account AND y.symbol = x.symbol AND y.adl = x.adl AND y.round = x.round
+        ORDER BY y.record LIMIT 1
+    )
+    ORDER BY x.recorded_at DESC, x.symbol DESC, x.record DESC LIMIT $5
+) r
+CROSS JOIN LATERAL (SELECT * FROM adl_orders x WHERE x.symbol = r.symbol AND x.adl = r.adl LIMIT 1) o
+CROSS JOIN LATERAL (
+    SELECT sum(x.lots)::bigint AS executed FROM adl_records x
+    WHERE x.kind = 'execution' AND x.account = r.account AND x.symbol = r.symbol AND x.adl = r.adl AND x.round = r.round
+) e
+ORDER BY r.recorded_at DESC, r.symbol DESC, r.record DESC;
 
 -- name: reductions_page
 -- Reductions of an account's positions from number $2 to $3, numbered from 1 in the order of their first executions: the first $5
--- with $4 (forward), else the last $5.
-SELECT d.number, r.account, o.updated_at, d.symbol, d.adl, o.cause, d.round, o.reduce AS side, o.price, o.ts, d.executed, r.body
+-- with $4 (forward), else the last $5. The numbers are counted in an index; only the returned rows are read.
+SELECT d.number, r.account, o.updated_at, r.symbol, r.adl, o.cause, r.round, o.reduce AS side, o.price, o.ts, e.executed, r.body
 FROM (
-    SELECT x.symbol, x.adl, x.round, sum(x.lots)::bigint AS executed, min(x.record) AS record,
-           row_number() OVER (ORDER BY min(x.recorded_at), x.symbol, min(x.record)) AS number
-    FROM adl_records x WHERE x.kind = 'execution' AND x.account = $1 GROUP BY x.symbol, x.adl, x.round
+    SELECT n.symbol, n.record, n.number FROM (
+        SELECT f.symbol, f.record, row_number() OVER (ORDER BY f.recorded_at, f.symbol, f.record) AS number FROM (
+            SELECT DISTINCT ON (x.symbol, x.adl, x.round) x.symbol, x.record, x.recorded_at FROM adl_records x
+            WHERE x.kind = 'execution' AND x.account = $1 ORDER BY x.symbol, x.adl, x.round, x.record
+        ) f
+    ) n
+    WHERE n.number BETWEEN $2 AND $3 ORDER BY CASE WHEN $4::boolean THEN n.number ELSE -n.number END LIMIT $5
 ) d
 CROSS JOIN LATERAL (SELECT * FROM adl_records x WHERE x.symbol = d.symbol AND x.record = d.record LIMIT 1) r
-CROSS JOIN LATERAL (SELECT * FROM adl_orders x WHERE x.symbol = d.symbol AND x.adl = d.adl LIMIT 1) o
-WHERE d.number BETWEEN $2 AND $3
-ORDER BY CASE WHEN $4::boolean THEN d.number ELSE -d.number END LIMIT $5;
+CROSS JOIN LATERAL (SELECT * FROM adl_orders x WHERE x.symbol = d.symbol AND x.adl = r.adl LIMIT 1) o
+CROSS JOIN LATERAL (
+    SELECT sum(x.lots)::bigint AS executed FROM adl_records x
+    WHERE x.kind = 'execution' AND x.account = r.account AND x.symbol = r.symbol AND x.adl = r.adl AND x.round = r.round
+) e
+ORDER BY CASE WHEN $4::boolean THEN d.number ELSE -d.number END;
 
 -- name: carried_lots
 -- The lots that each fund holds, with those in its open takeover orders.

@@ -100,7 +100,7 @@ def _compared(symbol: str, kept: Mapping[int, Mapping[str, Any]], made: Mapping[
     missing = [f"{symbol} hour {hour}: its rollup is missing" for hour in made if hour not in kept]
     beyond = [f"{symbol} hour {hour}: it has a rollup, and no entries" for hour in kept if hour not in made]
     other = [
-        f"{symbol} hour {hour}: its rollup has {name} {value}, its entries give {made[hour][name]}"
+        f"{symbol} hour {hour}: its rollup has {name} {value}, its entries give {made[hour].get(name)}"
         for hour, row in kept.items()
         if hour in made
         for name, value in row.items()

@@ -4,8 +4,8 @@ The SQL function `chart_hours` defines the hours. It places an entry at the late
 a run of entries, and the next hour begins where it ends. Hours that an earlier definition computed are unsound. Charts use them
 until they are rebuilt, one contract at a time: short reads, then one short transaction.
 
-Each hour also has the outstanding amount before its first entry, which neither later entries nor later ends of orders change. It
-is computed from the hour before as soon as both exist.
+Each hour also has the outstanding amount before its first entry, which neither later entries nor later ends of orders change.
+It is computed from the hour before as soon as both exist.
 """
 
 import time
