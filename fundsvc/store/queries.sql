@@ -1384,20 +1384,24 @@ FROM hours GROUP BY 1, 2 ORDER BY 1, 2;
 
 -- name: adl_turns
 -- The begins of a contract's ADL by the engine's clock, with the balance, and its ends by the database's clock; newest first. An
--- order for lots may have no entry as its cause; its first record has the entry before it.
-SELECT ts, began, balance FROM (
-    SELECT o.ts, true AS began, coalesce(e.balance, 0) AS balance
-    FROM adl_orders o
-    LEFT JOIN LATERAL (
-        SELECT x.entry FROM adl_records x WHERE x.symbol = o.symbol AND x.adl = o.adl AND x.kind = 'order' LIMIT 1
-    ) r ON true
-    LEFT JOIN entries e ON e.symbol = o.symbol AND e.entry = CASE o.origin WHEN 'shortfall' THEN o.cause ELSE r.entry END
-    WHERE o.symbol = $1
-    UNION ALL
-    SELECT floor(extract(epoch FROM o.updated_at) * 1000)::bigint, false, NULL
-    FROM adl_orders o WHERE o.symbol = $1 AND o.state <> 'open'
+-- order for lots may have no entry as its cause; its first record has the entry before it. Only the orders of the result read these.
+SELECT t.ts, t.began, CASE WHEN t.began THEN coalesce(e.balance, 0) END AS balance
+FROM (
+    SELECT * FROM (
+        SELECT symbol, adl, origin, cause, ts, true AS began FROM adl_orders WHERE symbol = $1
+        UNION ALL
+        SELECT symbol, adl, origin, cause, floor(extract(epoch FROM updated_at) * 1000)::bigint, false
+        FROM adl_orders WHERE symbol = $1 AND state <> 'open'
+    ) o
+    WHERE o.ts BETWEEN $2 AND $3 ORDER BY o.ts DESC LIMIT $4
 ) t
-WHERE ts BETWEEN $2 AND $3 ORDER BY ts DESC LIMIT $4;
+LEFT JOIN LATERAL (
+    SELECT x.entry FROM adl_records x WHERE x.symbol = t.symbol AND x.adl = t.adl AND x.kind = 'order' LIMIT 1
+) r ON true
+LEFT JOIN LATERAL (
+    SELECT x.balance FROM entries x WHERE x.symbol = t.symbol AND x.entry = CASE t.origin WHEN 'shortfall' THEN t.cause ELSE r.entry END LIMIT 1
+) e ON true
+ORDER BY t.ts DESC;
 
 -- name: deficits
 -- Deficits of some contracts by periods of $2 milliseconds: the $4 largest of the last $3 completed periods of each contract's
