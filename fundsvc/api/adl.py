@@ -15,6 +15,7 @@ from fundsvc.api.adl_answers.orders import ALLOCATIONS_MAX, AllocationAnswer, Or
 from fundsvc.api.adl_answers.positions import (
     NumberedReductionAnswer,
     PositionsAnswer,
+    ReductionAnswer,
     numbered_reduction_answer,
     position_answers,
     reduction_answer,
@@ -58,7 +59,7 @@ from fundsvc.core.events import Fill, Rejection, Takeover
 from fundsvc.core.policy import Policy
 from fundsvc.readmodel.adl_books import AdlBooks, BookView
 from fundsvc.readmodel.ledger_tail import Tail
-from fundsvc.store.adl import AdlReader
+from fundsvc.store.adl import FIRST_PLACE, LAST_PLACE, AdlReader
 from fundsvc.store.reader import Reader
 
 EXECUTORS: Roles = frozenset({"engine", "risk"})
@@ -215,6 +216,17 @@ class AdlResources:
         shown = [numbered_reduction_answer(number, row, contracts[row.symbol]) for number, row in rows[: query.max_count]]
         return Page(data_list=shown, has_more=len(rows) > len(shown), as_of=as_of)
 
+    async def newest_reductions(self, caller: Caller) -> AsyncIterator[list[ReductionAnswer]]:
+        """Yields the reductions of the caller's positions in parts, newest first."""
+        account, place = account_of(caller.account, caller), LAST_PLACE
+        while account.isprintable():  # Settlement rejects events with another account.
+            found = await self._ledger.reductions_before(account, place, STREAMED_ROWS)
+            contracts = {each.contract.symbol: each.contract for each in await self._reader.contracts()}
+            yield [reduction_answer(each.row, contracts[each.row.symbol]) for each in found]
+            if len(found) < STREAMED_ROWS:
+                return
+            place = found[-1].place
+
     async def deleveraged_csv(self, request: web.Request, caller: Caller) -> web.StreamResponse:
         """All reductions of an account as CSV, the oldest first.
 
@@ -225,14 +237,15 @@ class AdlResources:
 
     async def _reductions(self, account: str) -> AsyncIterator[list[NumberedReductionAnswer]]:
         """Yields the reductions of an account, in parts."""
-        after = 0
+        number, place = 0, FIRST_PLACE
         while account.isprintable():  # Settlement rejects events with another account.
-            rows = await self._exporting.reductions_page(account, count=STREAMED_ROWS, offset=after, forward=True)
-            contracts = {found.contract.symbol: found.contract for found in await self._reader.contracts()}
-            yield [numbered_reduction_answer(number, row, contracts[row.symbol]) for number, row in rows]
-            if len(rows) < STREAMED_ROWS:
+            found = await self._exporting.reductions_after(account, place, STREAMED_ROWS)
+            contracts = {each.contract.symbol: each.contract for each in await self._reader.contracts()}
+            numbered = enumerate((each.row for each in found), number + 1)
+            yield [numbered_reduction_answer(count, row, contracts[row.symbol]) for count, row in numbered]
+            if len(found) < STREAMED_ROWS:
                 return
-            after = rows[-1][0]
+            number, place = number + len(found), found[-1].place
 
     async def activity(self, query: ActivityQuery) -> list[AdlActivityAnswer]:
         """The latest steps of the orders of all contracts: opened, further rounds, executions and ends, the newest first.

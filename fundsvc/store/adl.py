@@ -1,7 +1,7 @@
 """Reads ADL data: stored books, offsets, open orders, and the history of orders, rounds and reductions."""
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -114,6 +114,26 @@ class Reduction(NamedTuple):
 
     account: str
     updated_at: datetime
+    row: ReductionRow
+
+
+class ReductionPlace(NamedTuple):
+    """The place of a reduction among those of its account: that of its first execution."""
+
+    recorded_at: datetime
+    symbol: str
+    record: int
+
+
+FIRST_PLACE = ReductionPlace(datetime.fromtimestamp(0, UTC), "", 0)
+LAST_PLACE = ReductionPlace(datetime(9999, 1, 1, tzinfo=UTC), "", 0)
+"""Places before and after all reductions."""
+
+
+class PlacedReduction(NamedTuple):
+    """A reduction and its place."""
+
+    place: ReductionPlace
     row: ReductionRow
 
 
@@ -270,7 +290,15 @@ class AdlReader:
 
     async def latest_reductions(self, account: str, count: int) -> list[ReductionRow]:
         """Returns the latest reductions of an account's positions, newest first."""
-        return [_reduction(row).row for row in await self._fetch("latest_reductions", account, count)]
+        return [reduction.row for reduction in await self.reductions_before(account, LAST_PLACE, count)]
+
+    async def reductions_before(self, account: str, place: ReductionPlace, count: int) -> list[PlacedReduction]:
+        """Returns up to `count` reductions of an account's positions before a place, newest first."""
+        return [_placed(row) for row in await self._fetch("reductions_before", account, *place, count)]
+
+    async def reductions_after(self, account: str, place: ReductionPlace, count: int) -> list[PlacedReduction]:
+        """Returns up to `count` reductions of an account's positions after a place, in the order of their numbers."""
+        return [_placed(row) for row in await self._fetch("reductions_after", account, *place, count)]
 
     async def reductions_page(
         self, account: str, *, count: int, offset: int | None = None, forward: bool = False
@@ -278,7 +306,8 @@ class AdlReader:
         """Returns up to `count` reductions of an account's positions with their numbers. Numbers count an account's reductions
         from 1.
 
-        With `forward` ascending after number `offset`, else descending before it or from the newest.
+        With `forward` ascending after number `offset`, else descending before it or from the newest. All earlier reductions
+        are counted, so a walk over all of them uses `reductions_after` or `reductions_before`.
         """
         first, last = ((offset or 0) + 1, INT64_MAX) if forward else (1, INT64_MAX if offset is None else offset - 1)
         rows = await self._fetch("reductions_page", account, first, last, forward, count)
@@ -311,3 +340,7 @@ def allocation_rows(terms: RoundTerms, executed: Mapping[str, int]) -> Iterator[
 def _reduction(row: Mapping[str, Any]) -> Reduction:
     columns = {name: row[name] for name in ReductionRow._fields if name != "reduced"}
     return Reduction(row["account"], row["updated_at"], ReductionRow(**columns, reduced=reduced_of(row["body"])))
+
+
+def _placed(row: Mapping[str, Any]) -> PlacedReduction:
+    return PlacedReduction(ReductionPlace(row["recorded_at"], row["symbol"], row["record"]), _reduction(row).row)

@@ -697,35 +697,24 @@ LEFT JOIN LATERAL (
 WHERE coalesce(later.highest, fresh.highest, own.highest) IS NOT NULL;
 
 -- name: outstanding_at
--- The outstanding amount of a contract before its first entry after $2: uncovered amounts that did not escalate, and the rest
--- of orders that had ended uncovered, less the repaid amounts. Sequences show when orders ended; late entries are skipped.
-SELECT coalesce((
-    SELECT sum(r.uncovered - r.repaid) FROM rollups r WHERE r.symbol = $1 AND r.last_entry <= $2
-), 0) + coalesce((
-    SELECT sum(part.owed) FROM (
-        SELECT * FROM rollups x WHERE x.symbol = $1 AND x.first_entry <= $2 ORDER BY x.first_entry DESC LIMIT 1
-    ) r
-    CROSS JOIN LATERAL (
-        SELECT sum(e.uncovered - e.repaid) AS owed FROM entries e WHERE e.symbol = r.symbol AND e.entry BETWEEN r.first_entry AND $2
-    ) part
-    WHERE r.last_entry > $2
+-- The outstanding amount of a contract after entry $2, from that before the hour of the entry. The hours that lack it are added up.
+SELECT coalesce(k.outstanding, 0) + a.amount + coalesce((
+    SELECT sum(r.uncovered - r.repaid) FROM rollups r
+    WHERE r.symbol = $1 AND r.first_entry >= coalesce(k.first_entry, 1) AND r.first_entry < h.first_entry
 ), 0) + coalesce((
     SELECT sum(n.uncovered - n.repaid) FROM (
-        SELECT * FROM entries e
-        WHERE e.symbol = $1 AND e.entry <= $2 AND e.entry > coalesce((SELECT p.entry FROM rollup_progress p WHERE p.symbol = $1), 0)
-        ORDER BY e.entry OFFSET 0
+        SELECT * FROM entries e WHERE e.symbol = $1 AND e.entry BETWEEN coalesce(h.first_entry, 1) AND $2 ORDER BY e.entry OFFSET 0
     ) n
-), 0) - coalesce((
-    SELECT sum(o.uncovered) FROM adl_orders o WHERE o.symbol = $1 AND o.cause <= $2
-), 0) + coalesce((
-    SELECT sum(o.uncovered - o.recovered) FROM adl_orders o
-    WHERE o.symbol = $1 AND o.state = 'uncovered' AND o.seq < coalesce((
-        SELECT e.seq FROM entries e
-        WHERE e.symbol = $1 AND e.entry > $2
-          AND NOT EXISTS (SELECT FROM rejected r WHERE r.symbol = e.symbol AND r.entry = e.entry)
-        ORDER BY e.entry LIMIT 1
-    ), 9223372036854775807)
-), 0) AS outstanding;
+), 0) AS outstanding
+FROM (SELECT) one
+LEFT JOIN LATERAL (
+    SELECT r.first_entry FROM rollups r WHERE r.symbol = $1 AND r.first_entry <= $2 + 1 ORDER BY r.first_entry DESC LIMIT 1
+) h ON true
+LEFT JOIN LATERAL (
+    SELECT r.first_entry, r.outstanding FROM rollups r
+    WHERE r.symbol = $1 AND r.first_entry <= $2 + 1 AND r.outstanding IS NOT NULL ORDER BY r.first_entry DESC LIMIT 1
+) k ON true
+CROSS JOIN LATERAL adl_outstanding($1, coalesce(k.first_entry, 1), $2) a;
 
 -- name: candles
 -- The buckets of $4 milliseconds with entries from $2 to before $3 (both begin buckets), and the last bucket before them.
@@ -914,29 +903,67 @@ WHERE symbol = $1 AND adl = ANY ($2) AND kind = 'execution' GROUP BY 1, 2;
 SELECT adl, round, account, sum(lots)::bigint AS executed FROM adl_records
 WHERE symbol = $1 AND adl = ANY ($2) AND kind = 'execution' AND account = ANY ($3) GROUP BY 1, 2, 3;
 
--- name: latest_reductions
--- An account's latest reductions. LIMIT keeps the planner from reading all orders.
-SELECT r.account, o.updated_at, r.symbol, r.adl, o.cause, r.round, o.reduce AS side, o.price, o.ts, sum(r.lots)::bigint AS executed,
-       (array_agg(r.body))[1] AS body
-FROM adl_records r
+-- name: reductions_after
+-- Up to $5 reductions of an account's positions after a place, in the order of their first executions. ORDER BY and LIMIT keep the
+-- planner from reading all executions and orders.
+SELECT r.account, o.updated_at, r.symbol, r.adl, o.cause, r.round, o.reduce AS side, o.price, o.ts, e.executed, r.body, r.recorded_at,
+       r.record
+FROM (
+    SELECT * FROM adl_records x
+    WHERE x.kind = 'execution' AND x.account = $1 AND (x.recorded_at, x.symbol, x.record) > ($2, $3, $4) AND x.record = (
+        SELECT y.record FROM adl_records y
+        WHERE y.kind = 'execution' AND y.account = x.account AND y.symbol = x.symbol AND y.adl = x.adl AND y.round = x.round
+        ORDER BY y.record LIMIT 1
+    )
+    ORDER BY x.recorded_at, x.symbol, x.record LIMIT $5
+) r
 CROSS JOIN LATERAL (SELECT * FROM adl_orders x WHERE x.symbol = r.symbol AND x.adl = r.adl LIMIT 1) o
-WHERE r.kind = 'execution' AND r.account = $1
-GROUP BY r.account, o.updated_at, r.symbol, r.adl, o.cause, r.round, o.reduce, o.price, o.ts
-ORDER BY o.ts DESC, r.symbol, r.adl DESC, r.round DESC LIMIT $2;
+CROSS JOIN LATERAL (
+    SELECT sum(x.lots)::bigint AS executed FROM adl_records x
+    WHERE x.kind = 'execution' AND x.account = r.account AND x.symbol = r.symbol AND x.adl = r.adl AND x.round = r.round
+) e
+ORDER BY r.recorded_at, r.symbol, r.record;
+
+-- name: reductions_before
+-- Up to $5 reductions of an account's positions before a place, the newest first.
+SELECT r.account, o.updated_at, r.symbol, r.adl, o.cause, r.round, o.reduce AS side, o.price, o.ts, e.executed, r.body, r.recorded_at,
+       r.record
+FROM (
+    SELECT * FROM adl_records x
+    WHERE x.kind = 'execution' AND x.account = $1 AND (x.recorded_at, x.symbol, x.record) < ($2, $3, $4) AND x.record = (
+        SELECT y.record FROM adl_records y
+        WHERE y.kind = 'execution' AND y.account = x.account AND y.symbol = x.symbol AND y.adl = x.adl AND y.round = x.round
+        ORDER BY y.record LIMIT 1
+    )
+    ORDER BY x.recorded_at DESC, x.symbol DESC, x.record DESC LIMIT $5
+) r
+CROSS JOIN LATERAL (SELECT * FROM adl_orders x WHERE x.symbol = r.symbol AND x.adl = r.adl LIMIT 1) o
+CROSS JOIN LATERAL (
+    SELECT sum(x.lots)::bigint AS executed FROM adl_records x
+    WHERE x.kind = 'execution' AND x.account = r.account AND x.symbol = r.symbol AND x.adl = r.adl AND x.round = r.round
+) e
+ORDER BY r.recorded_at DESC, r.symbol DESC, r.record DESC;
 
 -- name: reductions_page
 -- Reductions of an account's positions from number $2 to $3, numbered from 1 in the order of their first executions: the first $5
--- with $4 (forward), else the last $5.
-SELECT d.number, r.account, o.updated_at, d.symbol, d.adl, o.cause, d.round, o.reduce AS side, o.price, o.ts, d.executed, r.body
+-- with $4 (forward), else the last $5. The numbers are counted in an index; only the returned rows are read.
+SELECT d.number, r.account, o.updated_at, r.symbol, r.adl, o.cause, r.round, o.reduce AS side, o.price, o.ts, e.executed, r.body
 FROM (
-    SELECT x.symbol, x.adl, x.round, sum(x.lots)::bigint AS executed, min(x.record) AS record,
-           row_number() OVER (ORDER BY min(x.recorded_at), x.symbol, min(x.record)) AS number
-    FROM adl_records x WHERE x.kind = 'execution' AND x.account = $1 GROUP BY x.symbol, x.adl, x.round
+    SELECT n.symbol, n.record, n.number FROM (
+        SELECT f.symbol, f.record, row_number() OVER (ORDER BY f.recorded_at, f.symbol, f.record) AS number FROM (
+            SELECT DISTINCT ON (x.symbol, x.adl, x.round) x.symbol, x.record, x.recorded_at FROM adl_records x
+            WHERE x.kind = 'execution' AND x.account = $1 ORDER BY x.symbol, x.adl, x.round, x.record
+        ) f
+    ) n
+    WHERE n.number BETWEEN $2 AND $3 ORDER BY CASE WHEN $4::boolean THEN n.number ELSE -n.number END LIMIT $5
 ) d
 CROSS JOIN LATERAL (SELECT * FROM adl_records x WHERE x.symbol = d.symbol AND x.record = d.record LIMIT 1) r
-CROSS JOIN LATERAL (SELECT * FROM adl_orders x WHERE x.symbol = d.symbol AND x.adl = d.adl LIMIT 1) o
-WHERE d.number BETWEEN $2 AND $3
-ORDER BY CASE WHEN $4::boolean THEN d.number ELSE -d.number END LIMIT $5;
+CROSS JOIN LATERAL (SELECT * FROM adl_orders x WHERE x.symbol = d.symbol AND x.adl = r.adl LIMIT 1) o
+CROSS JOIN LATERAL (
+    SELECT sum(x.lots)::bigint AS executed FROM adl_records x
+    WHERE x.kind = 'execution' AND x.account = r.account AND x.symbol = r.symbol AND x.adl = r.adl AND x.round = r.round
+) e
+ORDER BY CASE WHEN $4::boolean THEN d.number ELSE -d.number END;
 
 -- name: carried_lots
 -- The lots that each fund holds, with those in its open takeover orders.
@@ -1051,10 +1078,37 @@ WITH hours AS (
 UPDATE rollup_progress p SET entry = h.entry, sound = h.entry, clock = h.clock
 FROM (SELECT symbol, max(last_entry) AS entry, max(clock) AS clock FROM hours GROUP BY symbol) h WHERE p.symbol = h.symbol;
 
+-- name: rollups_without_outstanding
+-- The contracts of a partition with hours that lack their outstanding amounts: the first entry of the last hour before these, and its
+-- amount. Only sound hours get them.
+SELECT n.symbol, coalesce(k.first_entry, 1) AS first_entry, coalesce(k.outstanding, 0) AS outstanding
+FROM (SELECT symbol, min(first_entry) AS first_entry FROM rollups WHERE outstanding IS NULL GROUP BY symbol) n
+JOIN contracts c USING (symbol) JOIN rollup_progress p USING (symbol)
+LEFT JOIN LATERAL (
+    SELECT * FROM rollups r WHERE r.symbol = n.symbol AND r.first_entry < n.first_entry ORDER BY r.first_entry DESC LIMIT 1
+) k ON true
+WHERE c.partition = $1 AND p.sound = p.entry ORDER BY n.symbol;
+
+-- name: rollup_outstanding
+-- The outstanding amounts before up to $4 hours of a contract, from the hour that begins with entry $2 on, before which it is $3.
+SELECT symbol, hour, (sum(step) OVER (ORDER BY first_entry))::bigint AS outstanding, first_entry
+FROM (
+    SELECT h.symbol, h.hour, h.first_entry,
+           lag(h.uncovered - h.repaid + a.amount, 1, $3::bigint) OVER (ORDER BY h.first_entry) AS step
+    FROM (SELECT * FROM rollups r WHERE r.symbol = $1 AND r.first_entry >= $2 ORDER BY r.first_entry LIMIT $4) h
+    CROSS JOIN LATERAL adl_outstanding(h.symbol, h.first_entry, h.last_entry) a
+) s
+ORDER BY first_entry;
+
+-- name: rollup_outstanding_keep
+UPDATE rollups r SET outstanding = k.outstanding
+FROM unnest($1::text[], $2::bigint[], $3::bigint[]) AS k (symbol, hour, outstanding)
+WHERE r.symbol = k.symbol AND r.hour = k.hour AND r.outstanding IS NULL;
+
 -- name: rollups_of
 -- The hours of a contract.
 SELECT hour, first_entry, last_entry, opening, highest, lowest, closing, credited, paid, uncovered, repaid, covered, fills, earliest,
-       latest
+       latest, outstanding
 FROM rollups WHERE symbol = $1 ORDER BY hour;
 
 -- name: rollup_progress
@@ -1336,20 +1390,24 @@ FROM hours GROUP BY 1, 2 ORDER BY 1, 2;
 
 -- name: adl_turns
 -- The begins of a contract's ADL by the engine's clock, with the balance, and its ends by the database's clock; newest first. An
--- order for lots may have no entry as its cause; its first record has the entry before it.
-SELECT ts, began, balance FROM (
-    SELECT o.ts, true AS began, coalesce(e.balance, 0) AS balance
-    FROM adl_orders o
-    LEFT JOIN LATERAL (
-        SELECT x.entry FROM adl_records x WHERE x.symbol = o.symbol AND x.adl = o.adl AND x.kind = 'order' LIMIT 1
-    ) r ON true
-    LEFT JOIN entries e ON e.symbol = o.symbol AND e.entry = CASE o.origin WHEN 'shortfall' THEN o.cause ELSE r.entry END
-    WHERE o.symbol = $1
-    UNION ALL
-    SELECT floor(extract(epoch FROM o.updated_at) * 1000)::bigint, false, NULL
-    FROM adl_orders o WHERE o.symbol = $1 AND o.state <> 'open'
+-- order for lots may have no entry as its cause; its first record has the entry before it. Only the orders of the result read these.
+SELECT t.ts, t.began, CASE WHEN t.began THEN coalesce(e.balance, 0) END AS balance
+FROM (
+    SELECT * FROM (
+        SELECT symbol, adl, origin, cause, ts, true AS began FROM adl_orders WHERE symbol = $1
+        UNION ALL
+        SELECT symbol, adl, origin, cause, floor(extract(epoch FROM updated_at) * 1000)::bigint, false
+        FROM adl_orders WHERE symbol = $1 AND state <> 'open'
+    ) o
+    WHERE o.ts BETWEEN $2 AND $3 ORDER BY o.ts DESC LIMIT $4
 ) t
-WHERE ts BETWEEN $2 AND $3 ORDER BY ts DESC LIMIT $4;
+LEFT JOIN LATERAL (
+    SELECT x.entry FROM adl_records x WHERE x.symbol = t.symbol AND x.adl = t.adl AND x.kind = 'order' LIMIT 1
+) r ON true
+LEFT JOIN LATERAL (
+    SELECT x.balance FROM entries x WHERE x.symbol = t.symbol AND x.entry = CASE t.origin WHEN 'shortfall' THEN t.cause ELSE r.entry END LIMIT 1
+) e ON true
+ORDER BY t.ts DESC;
 
 -- name: deficits
 -- Deficits of some contracts by periods of $2 milliseconds: the $4 largest of the last $3 completed periods of each contract's

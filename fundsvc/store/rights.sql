@@ -46,7 +46,8 @@ GRANT INSERT (partition, slot, commit, symbols), UPDATE (commit, symbols) ON mov
 
 GRANT INSERT (symbol, hour, first_entry, last_entry, opening, highest, lowest, closing, credited, paid, uncovered, repaid, covered,
               fills, earliest, latest),
-      UPDATE (last_entry, highest, lowest, closing, credited, paid, uncovered, repaid, covered, fills, earliest, latest), DELETE
+      UPDATE (last_entry, highest, lowest, closing, credited, paid, uncovered, repaid, covered, fills, earliest, latest, outstanding),
+      DELETE
     ON rollups TO fundsvc_service;
 GRANT INSERT (symbol, entry), UPDATE (entry, sound, clock) ON rollup_progress TO fundsvc_service;
 GRANT INSERT (symbol, walk, entry, seq, balance, uncovered, repaid, head, outstanding, recovered, record, adl, adl_head, state, good,

@@ -7,7 +7,7 @@ import asyncpg
 
 from fundsvc.store.database import SQL, Pool, acquired, faults, snapshot
 from fundsvc.store.reader import fetch
-from fundsvc.store.rollups import ENTRIES_PER_STATEMENT_MAX
+from fundsvc.store.rollups import ENTRIES_PER_STATEMENT_MAX, HOURS_PER_STATEMENT_MAX
 
 Result = TypeVar("Result")
 
@@ -19,6 +19,9 @@ MAXIMA = ("highest", "latest")
 MINIMA = ("lowest", "earliest")
 LAST = ("last_entry", "closing")
 """The rules by which two parts of an hour are merged, by column."""
+
+PENDING = ("outstanding", None)
+"""An amount that is not computed yet."""
 
 
 class StoredHours(NamedTuple):
@@ -49,6 +52,9 @@ async def rollup_differences(pool: Pool, symbol: str, paced: Paced = at_once) ->
             _add(hours, dict(row))
             clock = max(clock, row["clock"])
         after = upto
+    for hour, amount in (await _outstanding(pool, symbol, paced)).items():
+        if hour in hours:
+            hours[hour]["outstanding"] = amount
     found = [] if kept.progress["clock"] == clock else [f"{symbol}: the chart clock is {kept.progress['clock']}, not {clock}"]
     return found + _compared(symbol, kept.hours, hours)
 
@@ -60,6 +66,19 @@ async def _read(pool: Pool, symbol: str) -> StoredHours:
             return StoredHours(
                 {row["hour"]: dict(row) for row in hours}, await connection.fetchrow(SQL["rollup_progress"], symbol)
             )
+
+
+async def _outstanding(pool: Pool, symbol: str, paced: Paced) -> dict[int, int]:
+    """Returns the outstanding amount before each stored hour, from the amounts of the hours before it and the ADL orders."""
+    found: dict[int, int] = {}
+    last = 1, 0
+    while True:
+        part = symbol, *last, HOURS_PER_STATEMENT_MAX
+        rows = await paced(lambda part=part: fetch(pool, "rollup_outstanding", *part))  # type: ignore[misc]
+        found |= {row["hour"]: row["outstanding"] for row in rows}
+        if len(rows) < HOURS_PER_STATEMENT_MAX:
+            return found
+        last = rows[-1]["first_entry"], rows[-1]["outstanding"]
 
 
 def _add(hours: dict[int, dict[str, Any]], part: dict[str, Any]) -> None:
@@ -81,10 +100,10 @@ def _compared(symbol: str, kept: Mapping[int, Mapping[str, Any]], made: Mapping[
     missing = [f"{symbol} hour {hour}: its rollup is missing" for hour in made if hour not in kept]
     beyond = [f"{symbol} hour {hour}: it has a rollup, and no entries" for hour in kept if hour not in made]
     other = [
-        f"{symbol} hour {hour}: its rollup has {name} {value}, its entries give {made[hour][name]}"
+        f"{symbol} hour {hour}: its rollup has {name} {value}, its entries give {made[hour].get(name)}"
         for hour, row in kept.items()
         if hour in made
         for name, value in row.items()
-        if value != made[hour][name]
+        if value != made[hour].get(name) and (name, value) != PENDING
     ]
     return missing + beyond + other

@@ -3,6 +3,9 @@
 The SQL function `chart_hours` defines the hours. It places an entry at the latest time of all entries up to it, so each hour is
 a run of entries, and the next hour begins where it ends. Hours that an earlier definition computed are unsound. Charts use them
 until they are rebuilt, one contract at a time: short reads, then one short transaction.
+
+Each hour also has the outstanding amount before its first entry, which neither later entries nor later ends of orders change.
+It is computed from the hour before as soon as both exist.
 """
 
 import time
@@ -16,6 +19,9 @@ from fundsvc.store.database import SQL, acquired, faults, transaction
 
 ENTRIES_PER_STATEMENT_MAX = 50_000
 """Bounds the duration of one statement, so that condensing never delays the server."""
+
+HOURS_PER_STATEMENT_MAX = 5_000
+"""Bounds the duration of one statement that computes outstanding amounts: 0.1 s."""
 
 REBUILD_SECONDS = 1.0
 """No further contract is rebuilt in this turn after this time, because new entries of other contracts wait."""
@@ -44,6 +50,7 @@ async def condense(pool: asyncpg.Pool, partition: int) -> int:
             for row in due:
                 if not _is_sound(row) and time.monotonic() < started + REBUILD_SECONDS:
                     total += await _rebuild(connection, row["symbol"], row["entry"])
+            await _add_outstanding(connection, partition)
     return total
 
 
@@ -60,7 +67,9 @@ async def rebuild(pool: asyncpg.Pool, partition: int) -> int:
         async with acquired(pool) as connection:
             due = await connection.fetch(SQL["rollup_due"], partition)
             unsound = [row for row in due if not _is_sound(row)]
-            return sum([await _rebuild(connection, row["symbol"], row["entry"]) for row in unsound])
+            total = sum([await _rebuild(connection, row["symbol"], row["entry"]) for row in unsound])
+            await _add_outstanding(connection, partition)
+    return total
 
 
 def _is_sound(row: asyncpg.Record) -> bool:
@@ -95,6 +104,23 @@ async def _rebuild(connection: PoolConnectionProxy, symbol: str, upto: int) -> i
         for hours in built:
             await _keep(connection, hours)
     return upto
+
+
+async def _add_outstanding(connection: PoolConnectionProxy, partition: int) -> None:
+    """Computes the outstanding amounts of the hours that lack them. Each statement is a transaction of its own."""
+    for symbol, *last in await connection.fetch(SQL["rollups_without_outstanding"], partition):
+        await _add_outstanding_after(connection, symbol, *last)
+
+
+async def _add_outstanding_after(connection: PoolConnectionProxy, symbol: str, first_entry: int, outstanding: int) -> None:
+    """Computes the amounts of a contract from the hour that begins with `first_entry` on, before which it is `outstanding`."""
+    while True:
+        part = symbol, first_entry, outstanding, HOURS_PER_STATEMENT_MAX
+        hours = await connection.fetch(SQL["rollup_outstanding"], *part)
+        await connection.execute(SQL["rollup_outstanding_keep"], *_columns(hours, 3))
+        if len(hours) < HOURS_PER_STATEMENT_MAX:
+            return
+        first_entry, outstanding = hours[-1]["first_entry"], hours[-1]["outstanding"]
 
 
 async def _hours(connection: PoolConnectionProxy, parts: Sequence[Part]) -> list[asyncpg.Record]:

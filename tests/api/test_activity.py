@@ -13,6 +13,7 @@ from ledgers import listing
 from test_adl_api import config, with_policy, world, world_of  # noqa: F401 - fixtures
 from tokens import bearer
 
+from fundsvc.api import adl
 from fundsvc.api.fund_answers import audit_answer
 from fundsvc.core.contracts import contract_of
 from fundsvc.store.database import SQL
@@ -120,6 +121,17 @@ async def test_account_exports_its_reductions(world):  # noqa: F811
     }
     async with world.http.get(f"{path}.csv", headers=bearer("risk"), params={"account": "\n"}) as answer:
         assert len((await answer.text()).splitlines()) == 1
+
+
+async def test_export_of_reductions_in_parts_equals_the_pages(world, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(adl, "STREAMED_ROWS", 2)
+    for number in range(1, 6):
+        await world.send(shortfall(2 * number, lots=10), executed(2 * number + 1, number, "secret-anna", 10))
+    async with world.http.get("/api/v1/adl/deleveraged.csv", headers=bearer("trader", account="secret-anna")) as answer:
+        rows = list(csv.DictReader(io.StringIO(await answer.text())))
+    shown = (await world.data("/api/v1/adl/deleveraged", account="secret-anna", forward="true"))["dataList"]
+    assert [(row["number"], row["adl"]) for row in rows] == [(str(row["number"]), str(row["adl"])) for row in shown]
+    assert [row["number"] for row in shown] == [1, 2, 3, 4, 5]
 
 
 async def test_plan_of_the_latest_orders_visits_few_of_many(owner_connection):

@@ -11,7 +11,8 @@ from test_adl_api import world_of
 from test_openapi import HISTORY, config  # noqa: F401 - a fixture
 from tokens import bearer
 
-from fundsvc.api.venues import gate, okx
+from fundsvc.api import adl
+from fundsvc.api.venues import okx
 from fundsvc.core.events import TIMESTAMP_MAX
 from fundsvc.store.database import SQL, open_pool
 from fundsvc.store.rollups import condense
@@ -192,7 +193,7 @@ async def test_positions_of_an_account_require_its_token(world):
 
 
 async def test_gate_answers_all_reductions_of_an_account(config, monkeypatch):  # noqa: F811
-    monkeypatch.setattr(gate, "PAGE_ENTRIES_MAX", 1)
+    monkeypatch.setattr(adl, "STREAMED_ROWS", 1)
     async with world_of(with_venues(config, "gate")) as world:
         await world.send(*BEGINNING, shortfall(1, 20), executed(2, 1, "secret-anna", 20))
         await world.send(shortfall(3, 20), executed(4, 2, "secret-anna", 20))

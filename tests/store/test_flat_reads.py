@@ -9,7 +9,7 @@ from ledgers import fill, listing, owned
 
 from fundsvc.core.adl.order import Reduced
 from fundsvc.core.adl.records import reduced_body
-from fundsvc.store.adl import AdlReader
+from fundsvc.store.adl import FIRST_PLACE, LAST_PLACE, AdlReader
 from fundsvc.store.database import open_pool
 from fundsvc.store.reader import HOUR_MS, Reader
 from fundsvc.store.rollups import condense
@@ -34,9 +34,10 @@ INSERTED_ORDERS = """
 """
 INSERTED_RECORDS = """
     INSERT INTO adl_records (symbol, record, entry, kind, adl, round, seq, ts, account, lots, body, hash)
-    SELECT symbol, n, 10 * n, 'execution', n, 1, 10 * n, n, 'account-' || n / 20, 1, $2::bytea, decode(repeat('00', 32), 'hex')
-    FROM contracts, generate_series(1, $1) n
+    SELECT symbol, 2 * n - k, 10 * n, 'execution', n, 1, 10 * n, n, account, 1, $2::bytea, decode(repeat('00', 32), 'hex')
+    FROM contracts, generate_series(1, $1) n, LATERAL (VALUES (1, 'account-' || n / 20), (0, 'busy')) a (k, account)
 """
+"""Each order reduces two accounts: one of many, and a busy one."""
 
 
 @pytest.fixture
@@ -84,6 +85,17 @@ async def test_reads_do_not_grow_with_the_ledger(ledger):
     for state in ("uncovered", "open", "done", None):
         assert await check(10, adl.orders("AAA", count=10, state=state))
         assert await check(10 + 2 * RARE, adl.orders("AAA", count=10, state=state, forward=True))
+    for moment in (START_MS - 1, MIDDLE_MS, END_MS - HOUR_MS, END_MS + DAY_MS):
+        # Twice the entries of an hour, for the balance and for the outstanding amount, and the orders that these caused.
+        assert await check(2 * 60 + 60 // 10 + 10, past.at("AAA", moment))
+    assert await check(10, condense(ledger.pool, 0)) == 0
     assert len(await check(10 * 20, adl.reductions_page("account-7", count=50))) == 40
     assert len(await check(10 * 20, adl.latest_reductions("account-7", 50))) == 40
+    assert len(await check(5 * 50, adl.latest_reductions("busy", 50))) == 50
+    (*_, tenth) = await check(5 * 10, adl.reductions_after("busy", FIRST_PLACE, 10))
+    assert len(await check(5 * 50, adl.reductions_after("busy", tenth.place, 50))) == 50
+    assert len(await check(5 * 50, adl.reductions_before("busy", LAST_PLACE, 50))) == 50
+    # A number counts all earlier reductions, in an index.
+    page = await check(2 * ORDERS + 5 * 50, adl.reductions_page("busy", count=50, offset=ORDERS, forward=True))
+    assert [number for number, _ in page] == list(range(ORDERS + 1, ORDERS + 51))
     assert len(await check(10 * 20, adl.reductions_since("account-7", datetime.fromtimestamp(0, UTC)))) == 40

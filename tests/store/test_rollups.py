@@ -1,6 +1,7 @@
 import asyncio
 import random
 import time
+from collections import Counter
 
 import pytest
 from commands import fundsvc
@@ -44,9 +45,22 @@ async def rolled_up(connection):
     return [dict(row) for row in rows]
 
 
+async def moved_by_orders(connection):
+    """Returns by contract and entry what orders took from the outstanding amount, and what they returned when they ended."""
+    moved = Counter()
+    orders = {(order["symbol"], order["adl"]): order for order in await connection.fetch("SELECT * FROM adl_orders")}
+    for (symbol, _), order in orders.items():
+        moved[symbol, order["cause"]] -= order["uncovered"]
+    for end in await connection.fetch("SELECT * FROM adl_records WHERE kind = 'end'"):
+        order = orders[end["symbol"], end["adl"]]
+        moved[end["symbol"], end["entry"]] += order["uncovered"] - order["recovered"]
+    return moved
+
+
 async def expected(connection):
     """Computes the rollups independently, in Python, from every entry in order."""
-    hours, clocks = {}, {}
+    hours, clocks, owed = {}, {}, Counter()
+    moved = await moved_by_orders(connection)
     for entry in await connection.fetch("SELECT * FROM entries ORDER BY symbol, entry"):
         clock = clocks[entry["symbol"]] = max(clocks.get(entry["symbol"], 0), charted_at(entry))
         hour = clock - clock % HOUR_MS
@@ -62,6 +76,7 @@ async def expected(connection):
                 "lowest": opening,
                 "earliest": entry["ts"],
                 "latest": entry["ts"],
+                "outstanding": owed[entry["symbol"]],
                 **dict.fromkeys(("credited", "paid", "uncovered", "repaid", "covered", "fills"), 0),
             },
         )
@@ -75,6 +90,7 @@ async def expected(connection):
         line["covered"] += -entry["change"] if entry["kind"] == "cover" else 0
         line["fills"] += entry["kind"] in {"surplus", "flat", "shortfall"}
         line["earliest"], line["latest"] = min(line["earliest"], entry["ts"]), max(line["latest"], entry["ts"])
+        owed[entry["symbol"]] += entry["uncovered"] - entry["repaid"] + moved[entry["symbol"], entry["entry"]]
     return [hours[key] for key in sorted(hours)]
 
 
@@ -287,6 +303,7 @@ async def test_rebuild_rollups_replaces_hours_of_an_earlier_version(config, owne
 FORGED = {
     "an amount": ("UPDATE rollups SET paid = paid + 1 WHERE hour = $1", "its rollup has paid"),
     "a high": ("UPDATE rollups SET highest = highest + 1 WHERE hour = $1", "its rollup has highest"),
+    "an outstanding amount": ("UPDATE rollups SET outstanding = outstanding + 1 WHERE hour = $1", "its rollup has outstanding"),
     "a missing hour": ("DELETE FROM rollups WHERE hour = $1", "its rollup is missing"),
     "an hour too many": (
         (

@@ -1,15 +1,15 @@
 import random
 from contextlib import suppress
-from itertools import takewhile
+from itertools import pairwise, takewhile
 
 import pytest
-from ledgers import clocked, fill, listing, owned
+from ledgers import clocked, fill, listing, owned, restamp
 
 from fundsvc.api.fund_answers import candles
-from fundsvc.core.events import AdlEnd, AdlFill, Mark, Position, Rejection
+from fundsvc.core.events import TIMESTAMP_MAX, AdlEnd, AdlFill, AdlTimeout, Mark, Position, Rejection
 from fundsvc.core.numbers import format_units
 from fundsvc.core.policy import Policy
-from fundsvc.store import statistics
+from fundsvc.store import rollups, statistics
 from fundsvc.store.database import open_pool
 from fundsvc.store.rollups import condense
 from fundsvc.store.statistics import DAY_MS, PEAK_MS, WEEK_MS, FundAt, Past, Statistics
@@ -32,8 +32,15 @@ class Ledger:
     async def settle(self, *events):
         for event in events:
             await self.owner.settle([event])
-            for symbol, fund in ((fund.contract.symbol, fund) for fund in self.owner.partition.funds()):
-                self.outstanding[symbol][fund.entry] = fund.outstanding
+            self._note()
+
+    async def settle_late(self, event):
+        await self.owner.settle_late(event)
+        self._note()
+
+    def _note(self):
+        for fund in self.owner.partition.funds():
+            self.outstanding[fund.contract.symbol][fund.entry] = fund.outstanding
 
     async def entries(self, symbol):
         return await self.pool.fetch("SELECT * FROM entries WHERE symbol = $1 ORDER BY entry", symbol)
@@ -96,6 +103,55 @@ async def test_past_balances_equal_a_walk_along_the_entries(ledger, minutes, lat
                 assert await ledger.statistics.at(symbol, moment) == await ledger.at(symbol, moment), (symbol, moment)
     outstanding = [value for by_entry in ledger.outstanding.values() for value in by_entry.values()]
     assert len(set(outstanding)) > 3
+
+
+def unruly_market(dice, seqs, owner):
+    """Returns fills with times that repeat and go back, ADL answers, and rounds that end without one."""
+    for seq in seqs:
+        ts = START_MS + seq * 240_000 - dice.choice((0, 0, 0, dice.randint(0, 3 * HOUR_MS)))
+        ts -= ts % 600_000
+        yield fill(dice.choice(SYMBOLS), 10 * seq, dice.randint(-24, 14) / 2, ts)
+        adl = max(1, owner.orders("AAA") - dice.randint(0, 3))
+        if dice.random() < 0.3:
+            yield AdlFill("AAA", 10 * seq + 1, adl, f"account-{dice.randint(0, 2)}", 1, ts)
+        if dice.random() < 0.2:
+            yield from (fill("AAA", 10 * seq + 3, -50, ts), fill("AAA", 10 * seq + 4, 3, ts + HOUR_MS))
+            yield from (AdlTimeout("AAA", owner.orders("AAA"), number, ts + 2 * HOUR_MS) for number in (1, 2, 3))
+        yield from [AdlEnd("AAA", 10 * seq + 5, adl, ts)] * (dice.random() < 0.2)
+
+
+FORGET_NEWEST = """
+    UPDATE rollups r SET outstanding = NULL
+    WHERE first_entry > $1 * (SELECT max(x.first_entry) FROM rollups x WHERE x.symbol = r.symbol)
+"""
+"""Leaves the newest hours, or all, as an engine of an earlier version does."""
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_fund_at_a_moment_equals_a_walk_along_any_entries(ledger, owner_connection, monkeypatch, seed):
+    monkeypatch.setattr(rollups, "HOURS_PER_STATEMENT_MAX", 3)
+    dice = random.Random(seed)
+    await ledger.settle(*(Position("AAA", f"account-{number}", -100, "1000", "50000", 0) for number in range(3)))
+    for step in range(3):
+        seqs = range(1 + 40 * step, 41 + 40 * step)
+        await settle_what_can_be(ledger, unruly_market(dice, seqs, ledger.owner))
+        await ledger.settle_late(fill("AAA", 10 * dice.choice(seqs) - 1, -4, START_MS))
+        if step == 1:
+            await restamp(owner_connection, "BBB", ledger.owner.entries("BBB"), START_MS + 10 * 365 * DAY_MS)
+        if step != dice.randint(1, 3):
+            await condense(ledger.pool, 0)
+        if dice.random() < 0.5:
+            await owner_connection.execute(FORGET_NEWEST, dice.choice((0.0, dice.random())))
+        for symbol in SYMBOLS:
+            times = [time + shift for time, _ in clocked(await ledger.entries(symbol)) for shift in (-1, 0, 1)]
+            borders = [time - time % HOUR_MS + shift for time in times for shift in (-1, 0, HOUR_MS)]
+            far = [0, START_MS - DAY_MS, max(times) + DAY_MS, TIMESTAMP_MAX]
+            ends = [time for (time, _), (_, row) in pairwise(clocked(await ledger.entries(symbol))) if row["kind"] == "cover"]
+            for moment in far + ends[-3:] + dice.sample(times, 6) + dice.sample(borders, 6):
+                assert await ledger.statistics.at(symbol, moment) == await ledger.at(symbol, moment), (symbol, moment)
+    timed_out = "SELECT count(*) FROM adl_records WHERE symbol = 'AAA' AND kind = 'end' AND seq = 0"
+    covers = "SELECT count(*) FROM entries WHERE symbol = 'AAA' AND kind = 'cover'"
+    assert min([await ledger.pool.fetchval(statement) for statement in (timed_out, covers)]) > 0
 
 
 async def test_late_entry_does_not_change_past_balances(ledger):

@@ -10,8 +10,7 @@ from fundsvc.api.adl import AdlResources
 from fundsvc.api.adl_answers.positions import ReductionAnswer
 from fundsvc.api.answers import FundAnswer
 from fundsvc.api.http.errors import BadParameter, Forbidden, NotFound, NoToken, Problem, TooManyRequests
-from fundsvc.api.http.parameters import PAGE_ENTRIES_MAX, Parameters
-from fundsvc.api.http.parameters import DeleveragedQuery as ReductionsQuery
+from fundsvc.api.http.parameters import Parameters
 from fundsvc.api.http.tokens import Caller
 from fundsvc.api.venues.facade import SECOND_MS, TRADER, ErrorResponse, Facade, FundsReader, code_of
 from fundsvc.core.events import Symbol
@@ -127,12 +126,10 @@ class GateEndpoints:
         """Returns the ADL reductions of the caller's positions, newest first."""
         symbols = {fund.symbol for fund in await self._funds_of(settle)}
         found: list[Reduction] = []
-        offset: int | UnsetType = UNSET
-        more = True
-        while more and len(found) < query.offset + query.limit:
-            page = await self._adl.deleveraged(_page(caller, offset), caller)
-            found += [_reduction(row) for row in page.data_list if row.symbol in symbols and _matches(query, row)]
-            offset, more = (page.data_list[-1].number if page.data_list else 0), page.has_more
+        async for part in self._adl.newest_reductions(caller):
+            found += [_reduction(row) for row in part if row.symbol in symbols and _matches(query, row)]
+            if len(found) >= query.offset + query.limit:
+                break
         return found[query.offset : query.offset + query.limit]
 
     async def _funds_of(self, settle: str) -> list[FundAnswer]:
@@ -140,10 +137,6 @@ class GateEndpoints:
         if found := [fund for fund in await self._funds() if fund.settle_currency.lower() == settle]:
             return found
         raise NotFound(f"no contract settles in {settle!r}: name a settlement currency in lower case, such as usdt")
-
-
-def _page(caller: Caller, offset: int | UnsetType) -> ReductionsQuery:
-    return ReductionsQuery(account=caller.account, offset=offset, max_count=PAGE_ENTRIES_MAX)
 
 
 def _matches(query: AutoDeleveragesQuery, row: ReductionAnswer) -> bool:
