@@ -24,6 +24,7 @@ from ground import (
     stream_of,
     until_settled,
 )
+from redis.asyncio import Redis
 from report import table_of
 from rich.console import Console
 from throughput import POLL_SECONDS, ShowProgress
@@ -71,7 +72,7 @@ async def measure(servers: EmbeddedServers, load: Load, show_progress: ShowProgr
         await _settle(ledger, connection, market.listings(), load, log, show_progress)
         for count in (load.fills - load.recent, load.recent):  # The first commit of an engine makes a checkpoint.
             await _settle(ledger, connection, market.fills(count), load, log, show_progress)
-        async with stream_of(ledger) as client:
+        async with _patient_client(ledger) as client:
             copy = await client.dump(STREAM) or b""
         checkpoints = await connection.fetchval("SELECT count(*) FROM stream_checkpoints")
         regressions = []
@@ -79,12 +80,18 @@ async def measure(servers: EmbeddedServers, load: Load, show_progress: ShowProgr
             await _settle(ledger, connection, market.fills(load.lost), load, log, show_progress)
             if way == "without":
                 await connection.execute("TRUNCATE stream_checkpoints")
-            async with stream_of(ledger) as client:
+            async with _patient_client(ledger) as client:
                 await client.restore(STREAM, 0, copy, replace=True)
                 last_id = await append(client, STREAM, bodies(market.fills(1), 1, "json"), "json")
             show_progress(way, 0, 0)
             regressions.append(await _regress(ledger, connection, log, way, last_id))
     return Results(load=load, checkpoints=checkpoints, regressions=regressions)
+
+
+def _patient_client(ledger: Ledger) -> Redis:
+    """Returns a client that waits for the copy of a long stream."""
+    client: Redis = Redis.from_url(ledger.stream_url)
+    return client
 
 
 async def _settle(
