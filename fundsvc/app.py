@@ -37,6 +37,7 @@ from fundsvc.api.valuation_inputs import Appraiser, appraising
 from fundsvc.api.venues import venue_endpoints
 from fundsvc.api.websocket.endpoints import websocket_endpoints
 from fundsvc.api.websocket.topics import Topic
+from fundsvc.concurrency.primary import following_primary
 from fundsvc.config.settings import Config, HttpConfig
 from fundsvc.core.contracts import partition_of
 from fundsvc.core.policy import Policy
@@ -195,9 +196,14 @@ async def http_side(
     async with (
         open_pool(config.database.dsn, PRIMARY_CONNECTIONS_MAX) as primary,
         durability(primary, client, metrics) as durable,
+        asyncio.TaskGroup() as tasks,
         _serving(config, metrics, pool, client, primary, durable, engine=engine, public=public) as url,
     ):
+        places = {config.database.dsn, config.database.reader_dsn or config.database.dsn}
+        following = [tasks.create_task(following_primary(dsn, log).run()) for dsn in places]
         yield url
+        for task in following:
+            task.cancel()
 
 
 @asynccontextmanager

@@ -14,6 +14,7 @@ import structlog
 
 from fundsvc.concurrency.background import PeriodicTask, keep_running
 from fundsvc.concurrency.exclusive import single_thread_executor
+from fundsvc.concurrency.primary import following_primary
 from fundsvc.config.settings import Config
 from fundsvc.engine.audit_process import AuditProcess
 from fundsvc.engine.continuity import Streams
@@ -117,6 +118,7 @@ class Engine:
                 PeriodicTask("heads", HEADS_SECONDS, partial(self._save_heads, pool), log),
                 PeriodicTask("survey", SURVEY_SECONDS, streams.survey.run, log),
                 PeriodicTask("heartbeats", HEARTBEAT_SECONDS, partial(self._send_heartbeats, pool), log),
+                following_primary(self._config.database.dsn, log),
             )
             background = [tasks.create_task(task.run()) for task in periodic]
             background.append(tasks.create_task(keep_running("audit", audit.run, log)))

@@ -18,6 +18,7 @@ from typing import Protocol
 
 from fundsvc.core.awaited_books import BookAwaited
 from fundsvc.core.batch import Batch, Draft, EventPlace, Offset, Replayed
+from fundsvc.core.checkpoints import Saving
 from fundsvc.core.events import Event, Reason, Rejected, Rejection, check_replayable
 from fundsvc.core.partition import Partition
 from fundsvc.core.sequence_lookup import look_up
@@ -39,8 +40,8 @@ class Ledger(Protocol):
     def prepare(self, batch: Draft) -> None:
         """Called after more events are settled into the batch: the ledger may encode rows while they are in cache."""
 
-    async def commit(self, batch: Batch, before: Offset, after: Offset) -> None:
-        """Writes a batch and moves the offset in one transaction."""
+    async def commit(self, batch: Batch, before: Offset, after: Offset, saving: Saving | None) -> None:
+        """Writes a batch, moves the offset, and stores a checkpoint if one is given, in one transaction."""
 
 
 LoadBook = Callable[[str], Awaitable[None]]
@@ -285,8 +286,8 @@ class Pipeline(Settling[Batch]):
     def _is_long_to_take(self) -> bool:
         return self._partition.keeping_is_long()
 
-    async def _commit(self, written: Batch, after: Offset) -> None:
-        await self._ledger.commit(written, self._committed, after)
+    async def _commit(self, written: Batch, after: Offset, saving: Saving | None) -> None:
+        await self._ledger.commit(written, self._committed, after, saving)
 
     def _note_committed(self, written: Batch) -> None:
         self._committed_mark = self._taken_mark

@@ -17,6 +17,7 @@ from fundsvc.concurrency.exclusive import Exclusive
 from fundsvc.config.settings import Config
 from fundsvc.core.adl.order import OrderState
 from fundsvc.core.batch import Batch, Offset, RateState
+from fundsvc.core.checkpoints import Checkpoints
 from fundsvc.core.contracts import partition_of
 from fundsvc.core.fund.settlement import Fund
 from fundsvc.core.partition import Partition
@@ -119,6 +120,7 @@ class Session:
             name=str(partition),
             regressions=metrics.stream_regressions.labels(partition),
             gap_count=metrics.stream_gaps.labels(partition),
+            count_step=self._counter.restore,
         )
         self._attempts = Attempts(
             "partition",
@@ -221,13 +223,15 @@ class Session:
         if self._config.ledger.secrets.current is None and await writer.has_seals():
             raise Halted("the last entries hide their accounts, and ledger.secret is not set: set the secret of these entries")
         self._check_home(funds)
-        start = await self._start.find(stored)
+        kept, now = await writer.load_checkpoints(), time.monotonic()
+        start = await self._start.find(stored, [checkpoint for checkpoint, _ in kept])
         exclusive = Exclusive(self._worker)
         state = self._partition_of(funds, policies, await writer.load_rates())
         books = await self._book_loader(state, exclusive, writer, stored)
         if start.known_ms is not None:
             await books.run()
             state.make_stale(start.known_ms)
+            writer.begin_again(start.offset.last_id)
         orders = await writer.load_orders()
         self._metrics.loaded(funds, orders)
         announcer = RoundAnnouncer(
@@ -247,6 +251,7 @@ class Session:
                 self._bound,
                 SLICE_SHARE * self._config.engine.loop_ms_max / 1000,
                 self._refusals.messages,
+                Checkpoints((checkpoint.last_id, now - age) for checkpoint, age in kept),
             ),
             books.load,
         )

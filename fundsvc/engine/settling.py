@@ -15,8 +15,9 @@ from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from fundsvc.concurrency.exclusive import Exclusive
 from fundsvc.core.batch import Durations, EventPlace, Offset
+from fundsvc.core.checkpoints import Checkpoint, Checkpoints, Saving
 from fundsvc.engine.batch_bound import BatchBound, Filling, Written
-from fundsvc.wire.codec import WHOLE_BYTES_MAX, Message
+from fundsvc.wire.codec import WHOLE_BYTES_MAX, Message, fingerprint
 
 BLOCK_MS = 500
 """How long one read waits for messages. The reader checks `stop` between reads."""
@@ -75,7 +76,7 @@ class SettlingContext(NamedTuple):
 
     `exclusive` gives access to the state in memory; all other tasks must use the same object. `stored` is the offset in the
     ledger. `start` is the offset from which to read; it differs from `stored` if the stream lost its tail. `refused` maps
-    events that the database refused to its messages.
+    events that the database refused to its messages. `checkpoints` are those of the stream.
     """
 
     exclusive: Exclusive
@@ -84,6 +85,7 @@ class SettlingContext(NamedTuple):
     bound: BatchBound
     slice_seconds: float
     refused: Mapping[EventPlace, str]
+    checkpoints: Checkpoints
 
 
 class Settling(ABC, Generic[B]):
@@ -105,6 +107,8 @@ class Settling(ABC, Generic[B]):
         self._slice_seconds = context.slice_seconds
         self._slice_ends = 0.0
         self._refused = context.refused
+        self._checkpoints = context.checkpoints
+        self._last: Message | None = None
         self._work = asyncio.Event()
         self._handed_over = asyncio.Event()
         self._reading = True
@@ -129,8 +133,8 @@ class Settling(ABC, Generic[B]):
         """Returns the batch since the last transaction."""
 
     @abstractmethod
-    async def _commit(self, written: B, after: Offset) -> None:
-        """Writes a batch and moves the offset from `_committed` in one transaction."""
+    async def _commit(self, written: B, after: Offset, saving: Saving | None) -> None:
+        """Writes a batch, moves the offset from `_committed`, and stores a checkpoint if one is given, in one transaction."""
 
     def _is_long_to_take(self) -> bool:
         """Whether the batch is taken in a thread."""
@@ -171,6 +175,7 @@ class Settling(ABC, Generic[B]):
         return decoded
 
     def _pass(self, message: Message) -> None:
+        self._last = message
         self._settled = Offset(message.stream_id, self._settled.messages + 1)
 
     def _begin_slice(self) -> None:
@@ -198,9 +203,19 @@ class Settling(ABC, Generic[B]):
         self._handed_over.clear()
         await self._handed_over.wait()
 
-    def _take_whole(self) -> tuple[B, Offset] | None:
-        """Returns the batch since the last transaction and the offset after it; None while it must not be written."""
-        return None if self._is_divided else (self._take(), self._settled)
+    def _take_whole(self) -> tuple[B, Offset, Message | None] | None:
+        """Returns the batch since the last transaction, the offset after it, and the last message that is settled completely.
+
+        Returns None while the batch must not be written.
+        """
+        return None if self._is_divided else (self._take(), self._settled, self._last)
+
+    def _saving(self, after: Offset, last: Message | None) -> Saving | None:
+        """Returns a checkpoint of the offset if one is due, and if its last message was read by this pipeline."""
+        now = time.monotonic()
+        if last is None or not self._checkpoints.is_due(now):
+            return None
+        return self._checkpoints.save(Checkpoint(after.last_id, after.messages, fingerprint(last)), now)
 
     async def _write(self) -> None:
         while self._reading or self._settled != self._committed:
@@ -209,7 +224,7 @@ class Settling(ABC, Generic[B]):
             taken = await self._exclusive.run(self._take_whole, is_long=self._is_long_to_take())
             if taken is None:
                 continue
-            written, after = taken
+            written, after, last = taken
             decode, settle = self._decode_seconds, self._settle_seconds
             self._decode_seconds = self._settle_seconds = 0.0
             self._handed_over.set()
@@ -217,7 +232,10 @@ class Settling(ABC, Generic[B]):
                 continue
             started = time.perf_counter()
             self.writing = written
-            await self._commit(written, after)
+            saving = self._saving(after, last)
+            await self._commit(written, after, saving)
+            if saving:
+                self._checkpoints.stored(saving, time.monotonic())
             self.writing = None
             self._bound.grow(written)
             self._committed = after

@@ -1,19 +1,26 @@
 """Decides from which offset a session reads its stream, and handles streams that lack messages after the stored offset.
 
-A stream that lost its tail is read from its start. A gap halts the partition until an operator acknowledges it; with
-`stream.on_gap = "continue"` the partition continues after it.
+A stream that lost its tail is read from the newest checkpoint that it still has, or else from its start. A gap halts the
+partition until an operator acknowledges it; with `stream.on_gap = "continue"` the partition continues after it.
+
+The server's ids only rise. So a stream that has a settled message is a copy of the settled stream up to that message. A server
+whose clock is behind may give the id of a lost message to another one. So the message must be the same, and the number of
+messages that the stream ever had up to it.
 """
 
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple, Protocol
 
 from prometheus_client import Counter
 from structlog.typing import FilteringBoundLogger
 
 from fundsvc.core.batch import Offset
+from fundsvc.core.checkpoints import Checkpoint
 from fundsvc.engine.continuity import find_gap, lost_tail, same_gap
 from fundsvc.store.gaps import KnownGap
 from fundsvc.store.writer import STREAM_START
 from fundsvc.streams.source import Source, StreamState, id_order
+from fundsvc.wire.codec import fingerprint
 
 
 class Halted(Exception):
@@ -47,7 +54,8 @@ class Gaps(Protocol):
 class StreamStart:
     """Finds the start for one stream, and records stream regressions and gaps.
 
-    `key` is the stream's key, `name` identifies it in commands. `regressions` and `gap_count` count what is found.
+    `key` is the stream's key, `name` identifies it in commands. `regressions` and `gap_count` count what is found. Calls
+    `count_step` for each step of a long search.
     """
 
     def __init__(
@@ -61,6 +69,7 @@ class StreamStart:
         name: str,
         regressions: Counter,
         gap_count: Counter,
+        count_step: Callable[[], None],
     ) -> None:
         self._source = source
         self._gaps = gaps
@@ -70,26 +79,56 @@ class StreamStart:
         self._name = name
         self._regressions = regressions
         self._gap_count = gap_count
+        self._count_step = count_step
 
-    async def find(self, stored: Offset) -> Start:
-        """Returns the start for the stored offset. Raises Halted if there is an unacknowledged gap."""
+    async def find(self, stored: Offset, checkpoints: Sequence[Checkpoint]) -> Start:
+        """Returns the start for the stored offset. Raises Halted if there is an unacknowledged gap.
+
+        `checkpoints` are those that the ledger had when the offset was loaded.
+        """
         stream = await self._source.state()
         known = await self._gaps.known()
-        if not lost_tail(stream, stored):
+        if not (lost_tail(stream, stored) or await self._lacks_settled(stream, stored)):
             return await self._after_gap(stream, stored, known)
+        offset = await self._last_common(stream, known, checkpoints)
         self._regressions.inc()
         self._log.error(
             "stream regression",
-            detail="the stream lost its tail: the engine reads it from the start and drops known events by their sequence;"
+            detail="the stream lost its tail: the engine reads it again and drops known events by their sequence;"
             " the matching engine should send again from /api/v1/ingest/cursor",
             stream_ends=stream.last_id,
             stream_id=stored.last_id,
+            read_from=offset.last_id,
         )
         if stream.deleted_id != STREAM_START and id_order(stream.deleted_id) <= id_order(stored.last_id):
             # These were settled. Reading the stream again sets the offset before them, where a later load would miss them.
             await self._gaps.pass_over(stream.deleted_id)
         known_ms, _ = min(id_order(stream.last_id), id_order(stored.last_id))
-        return Start(Offset(STREAM_START, stream.added - stream.length), stream.deleted_id, known_ms)
+        return Start(offset, stream.deleted_id, known_ms)
+
+    async def _lacks_settled(self, stream: StreamState, stored: Offset) -> bool:
+        """Whether the stream begins before the offset and lacks its message, which was not deleted: others replaced it."""
+        settled = id_order(stored.last_id)
+        if not stream.first_id or id_order(stream.first_id) > settled or id_order(stream.deleted_id) >= settled:
+            return False
+        return await self._source.message(stored.last_id) is None
+
+    async def _last_common(self, stream: StreamState, gaps: Sequence[KnownGap], checkpoints: Sequence[Checkpoint]) -> Offset:
+        """Returns the newest checkpoint whose message the stream has, or else the start of the stream.
+
+        Not one after a gap: an older copy of the stream may have the messages of the gap.
+        """
+        start = Offset(STREAM_START, stream.added - stream.length)
+        first = id_order(stream.first_id or stream.last_id)
+        missing = [gap.after_id for gap in gaps if gap.messages and id_order(gap.until_id) >= first]
+        last = min(map(id_order, [stream.last_id, *missing]))
+        for one in sorted(checkpoints, key=lambda checkpoint: id_order(checkpoint.last_id), reverse=True):
+            if first <= id_order(one.last_id) <= last:
+                message = await self._source.message(one.last_id)
+                if message and fingerprint(message) == one.fingerprint:
+                    offset = Offset(one.last_id, one.messages)
+                    return offset if await self._settled_or_gone(stream, offset) == offset.messages else start
+        return start
 
     async def _after_gap(self, stream: StreamState, stored: Offset, known: list[KnownGap]) -> Start:
         """Returns the stored offset, after a gap that may be skipped if there is one."""
@@ -115,7 +154,7 @@ class StreamStart:
 
     async def _settled_or_gone(self, stream: StreamState, stored: Offset) -> int:
         """Returns the number of messages that the stream ever had, minus those that it holds after the offset."""
-        return stream.added - await self._source.count_between(stored.last_id, stream.last_id)
+        return stream.added - await self._source.count_between(stored.last_id, stream.last_id, self._count_step)
 
     async def _record(self, gap: KnownGap, stored: Offset) -> KnownGap:
         """Stores, logs and counts a gap, once for each gap."""

@@ -83,7 +83,7 @@ class Metrics:
         )
         self.stream_regressions = Counter(
             "fundsvc_stream_regressions",
-            "Stream regressions: the stream ended before the stored offset.",
+            "Stream regressions: the stream ended before the stored offset, or lacked its message.",
             ["partition"],
             registry=registry,
         )

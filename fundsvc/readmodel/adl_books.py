@@ -370,7 +370,7 @@ class FollowedPartition:
             config.policy.of,
         )
         await self._restore(partition, kept)
-        # A book saved beyond the offset belongs to a stream that lost its tail: the engine reads the remaining stream again.
+        # Earlier releases leave books beyond the offset after a stream lost its tail; they read the remaining stream again.
         end = id_order(offset.last_id)
         kept = [book._replace(last_id=STREAM_START) if id_order(book.last_id) > end else book for book in kept]
         rejected = partial(self._ledger.rejected_places, self.number)

@@ -11,7 +11,7 @@ import asyncpg
 from asyncpg.exceptions._base import DataError as InvalidValue
 from asyncpg.pool import PoolConnectionProxy
 
-from fundsvc.store.hosts import dial
+from fundsvc.store.hosts import dial, leave_old_primary
 
 CONNECT_SECONDS = 5.0
 """Long enough for a busy server, and short enough for a standby to notice an unreachable server."""
@@ -153,6 +153,16 @@ async def connect(dsn: str, name: str, command_seconds: float = COMMAND_SECONDS)
         yield connection
     finally:
         connection.terminate()
+
+
+async def follow_primary(dsn: str) -> int:
+    """Ends the connections of this process to primaries of a DSN that are older than the newest one; returns their number.
+
+    Does nothing while no host answers.
+    """
+    with suppress(StoreFault), faults():
+        return await leave_old_primary(dsn, timeout=CONNECT_SECONDS, server_settings={"application_name": "fundsvc primary"})
+    return 0
 
 
 @asynccontextmanager

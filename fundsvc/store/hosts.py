@@ -3,13 +3,19 @@
 asyncpg tries the hosts of a DSN one after the other within one time limit, so a first host that hangs is never passed. Here all
 hosts are tried at the same time. Of those that answer, a primary is preferred to a standby, and the primary with the newest
 timeline to one that was not stopped when another was promoted; then the order of the DSN decides.
+
+A primary that has lost its synchronous standby accepts connections, but its commits wait for ever. If that standby is promoted,
+no error ends them. So a process looks again and again (`leave_old_primary`) for a primary with a newer timeline. Without one, a
+commit waits for its standby as long as before.
 """
 
 import asyncio
+import threading
 from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any, NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
+from weakref import WeakKeyDictionary
 
 import asyncpg
 
@@ -21,6 +27,13 @@ _STANDING = """
                 ELSE ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::bigint END
 """
 """The timeline of a primary, from the name of its WAL file, which every role may read; 0 of a standby."""
+
+
+_OPEN: WeakKeyDictionary[asyncpg.Connection, tuple[str, int]] = WeakKeyDictionary()
+"""The open connections of this process that `dial` chose among several hosts: their DSN, and the timeline of their server."""
+
+_ONE_AT_A_TIME = threading.Lock()
+"""The lock of `_OPEN`: leases are kept in a thread."""
 
 
 class Host(NamedTuple):
@@ -69,7 +82,30 @@ async def dial(dsn: str, **options: Any) -> Any:
         raise
     best = max(answers, key=lambda answer: answer.timeline, default=None)
     await _close(task for task in dialling if best is None or not task.done() or task.exception() or task.result() is not best)
-    return best.connection if best else await dialling[0]  # raises the error of the first host
+    if best is None:
+        return await dialling[0]  # raises the error of the first host
+    with _ONE_AT_A_TIME:
+        _OPEN[best.connection] = dsn, best.timeline
+    return best.connection
+
+
+async def leave_old_primary(dsn: str, **options: Any) -> int:
+    """Ends the connections of this process to hosts of a DSN if they are older primaries than the best host, which it dials.
+
+    Returns their number, always 0 for a DSN of one host. A statement on such a connection fails, so its caller dials again.
+    """
+    if len(hosts_of(dsn)) < 2:  # noqa: PLR2004 - several
+        return 0
+    found = await dial(dsn, **options)
+    with _ONE_AT_A_TIME:
+        _, newest = _OPEN[found]
+        old = [
+            one for one, (place, timeline) in _OPEN.items() if place == dsn and 0 < timeline < newest and not one.is_closed()
+        ]
+    for connection in (found, *old):
+        # Its own loop, which may be that of another thread.
+        connection._loop.call_soon_threadsafe(connection.terminate)  # noqa: SLF001 - the driver has no other way to it
+    return len(old)
 
 
 class _Answer(NamedTuple):

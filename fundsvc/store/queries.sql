@@ -206,6 +206,24 @@ UPDATE stream_gaps SET acknowledged_at = now() WHERE partition = $1 AND until_id
 UPDATE stream_gaps SET acknowledged_at = now() WHERE partition = $1 AND acknowledged_at IS NULL
 RETURNING after_id, until_id, messages, acknowledged_at;
 
+-- name: load_checkpoints
+-- The checkpoints of a stream in the order in which they were stored, with their ages.
+SELECT last_id, messages, fingerprint, extract(epoch FROM clock_timestamp() - stored_at)::float8
+FROM stream_checkpoints WHERE partition = $1 AND pool = $2 ORDER BY stored_at;
+
+-- name: commit_checkpoint
+WITH dropped AS (DELETE FROM stream_checkpoints WHERE partition = $1 AND pool = $2 AND last_id = ANY ($6::text[]))
+INSERT INTO stream_checkpoints (partition, pool, last_id, messages, fingerprint) VALUES ($1, $2, $3, $4, $5)
+ON CONFLICT (partition, pool, last_id) DO UPDATE SET
+    messages = excluded.messages, fingerprint = excluded.fingerprint, stored_at = now();
+
+-- name: set_books_back
+-- Books that are saved after the message of $2 also contain all messages up to it.
+UPDATE books b SET last_id = $2 FROM contracts c
+WHERE c.symbol = b.symbol AND c.partition = $1
+  AND (split_part(b.last_id, '-', 1)::numeric, split_part(b.last_id, '-', 2)::numeric)
+    > (split_part($2, '-', 1)::numeric, split_part($2, '-', 2)::numeric);
+
 -- name: load_rates
 SELECT currency, price, ts FROM rates WHERE partition = $1;
 

@@ -34,6 +34,8 @@ GRANT INSERT (partition, stream_id, position, reason, detail, codec, body, event
 GRANT UPDATE (epoch, owner, lease_until, lease_seconds, last_id, messages, events, partial_id, halted, duplicates, commits)
     ON partitions TO fundsvc_service;
 GRANT INSERT (partition, after_id, until_id, messages), UPDATE (acknowledged_at) ON stream_gaps TO fundsvc_service;
+GRANT INSERT (partition, pool, last_id, messages, fingerprint), UPDATE (messages, fingerprint, stored_at), DELETE
+    ON stream_checkpoints TO fundsvc_service;
 GRANT INSERT (engine, since, seen_at, leaves), UPDATE (since, seen_at, leaves), DELETE ON engines TO fundsvc_service;
 GRANT INSERT (partition, run_id), UPDATE (run_id, changes, changed_at) ON stream_servers TO fundsvc_service;
 GRANT INSERT (symbol, entry, side, lots, price, ts, forced), UPDATE (lots), DELETE ON tranches TO fundsvc_service;

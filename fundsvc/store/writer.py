@@ -15,11 +15,13 @@ from fundsvc.core.adl.book_parts import BookPart
 from fundsvc.core.adl.order import AdlOrder, OrderState, RoundProgress
 from fundsvc.core.adl.records import terms_of
 from fundsvc.core.batch import Batch, BookState, Draft, Offset, RateState, StoredBook
+from fundsvc.core.checkpoints import Saving
 from fundsvc.core.contracts import Contract
 from fundsvc.core.fund.inventory import HoldingState, TrancheState
 from fundsvc.core.fund.settlement import Closing, Fund, FundState
 from fundsvc.core.policy import Policies, Policy, SavedGuard
 from fundsvc.core.sequences import Facts
+from fundsvc.store.checkpoints import StoredCheckpoint, checkpoint_parameters, load_checkpoints
 from fundsvc.store.database import (
     COMMAND_SECONDS,
     SQL,
@@ -108,6 +110,7 @@ class Writer:
         self._epoch = epoch
         # A connection runs one statement at a time, and a replay may read while books are stored.
         self._one_at_a_time = asyncio.Lock()
+        self._begins_again: str | None = None
 
     async def load(self, policy_of: Callable[[str], Policy] = lambda _: Policy()) -> tuple[Offset, list[Fund]]:
         """Returns the partition's offset and all its funds under their policies; raises OwnershipLost, Stray or StoreFault."""
@@ -156,6 +159,18 @@ class Writer:
             rows = await self._connection.fetch(SQL["saved_books"], self._partition)
         return [_stored_book(row, deque()) for row in rows]
 
+    def begin_again(self, last_id: str) -> None:
+        """Has the next commit record that books which are saved after a message are saved after that one: they contain it, too.
+
+        The stream lost its tail, and is read again from this message: its next messages may have ids below those of the books.
+        """
+        self._begins_again = last_id
+
+    async def load_checkpoints(self) -> list[StoredCheckpoint]:
+        """Returns the checkpoints of the partition's stream in the order in which they were stored."""
+        with faults():
+            return await load_checkpoints(self._connection, self._partition)
+
     async def has_seals(self) -> bool:
         """Returns whether the last entry of any contract has a commitment instead of its account."""
         with faults():
@@ -182,8 +197,8 @@ class Writer:
             batch.pack(copy_rows)
         batch.pack_records(copy_records)
 
-    async def commit(self, batch: Batch, before: Offset, after: Offset) -> None:
-        """Writes a batch and moves the partition's offset, in one transaction.
+    async def commit(self, batch: Batch, before: Offset, after: Offset, saving: Saving | None = None) -> None:
+        """Writes a batch and moves the partition's offset, in one transaction, which also stores a checkpoint if one is given.
 
         Raises OwnershipLost if another engine owns the partition, StoreRefusal if the database rejects a value, and StoreFault
         if it is unreachable. After a StoreFault the transaction may have been committed; another writer must load the partition
@@ -193,6 +208,10 @@ class Writer:
         moved = (self._partition, self._epoch, *_moved(before, after), batch.duplicates.total(), *funds)
         moving = [order for key, order in batch.orders.items() if key not in batch.opened]
         statements = _statements(batch, self._partition, after, await _encoded(moving, _moved_orders))
+        if self._begins_again is not None:
+            statements.insert(0, ("set_books_back", (self._partition, self._begins_again)))
+        if saving:
+            statements.append(("commit_checkpoint", checkpoint_parameters(saving, self._partition)))
         opened = await _encoded([order for key, order in batch.orders.items() if key in batch.opened], copy_orders)
         records = [*batch.packed_records, *await _encoded(batch.records, copy_records)]
         is_small = not (opened or records or statements or batch.listings or batch.packed) and batch.count() <= SMALL_ROWS_MAX
@@ -214,6 +233,7 @@ class Writer:
                     await self._copy("adl_records", RECORD_COLUMNS, records)
                 for block, parameters in statements:
                     await self._connection.execute(SQL[block], *parameters)
+        self._begins_again = None
 
     async def _commit_small(self, parameters: Sequence[Any]) -> None:
         """Writes a batch by the statement `commit` alone, which is then a transaction: one round trip instead of four."""

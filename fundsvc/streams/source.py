@@ -2,7 +2,7 @@
 
 import asyncio
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from operator import attrgetter
 from typing import Any, NamedTuple
 
@@ -45,6 +45,9 @@ SAMPLES = 100
 
 SHRINKS_MAX = 3
 """Attempts to reach a size, because the oldest messages may be smaller than the average."""
+
+ID_SEQUENCE_MAX = 2**64 - 1
+"""The highest sequence of a stream id."""
 
 COUNT_FIRST, COUNT_MAX = 16, 1000
 """The number of messages that the first read requests, and the maximum of any read."""
@@ -146,12 +149,18 @@ class Source:
         """Returns the time by the clock of the stream server, which generates the ids."""
         return await server_time_ms(self._client, self.key)
 
-    async def count_between(self, after: str, until: str) -> int:
-        """Counts the messages with ids above `after` and up to `until`."""
+    async def message(self, stream_id: str) -> Message | None:
+        """Returns the message with an id; None if the stream does not have it."""
+        messages = await self.read(_before(stream_id), 1)
+        return messages[0] if messages and messages[0].stream_id == stream_id else None
+
+    async def count_between(self, after: str, until: str, count_step: Callable[[], None]) -> int:
+        """Counts the messages with ids above `after` and up to `until`. Calls `count_step` for each read."""
         total = 0
         while messages := [one for one in await self.read(after) if id_order(one.stream_id) <= id_order(until)]:
             total += len(messages)
             after = messages[-1].stream_id
+            count_step()
         return total
 
     def _xread(self, after: str, count: int, block_ms: int | None) -> tuple[Any, ...]:
@@ -320,3 +329,9 @@ def id_order(stream_id: str) -> tuple[int, int]:
     """Returns a stream id as (milliseconds, sequence), which compares as ids do."""
     milliseconds, _, sequence = stream_id.partition("-")
     return int(milliseconds), int(sequence or 0)
+
+
+def _before(stream_id: str) -> str:
+    """Returns the highest id below an id other than 0-0."""
+    milliseconds, sequence = id_order(stream_id)
+    return f"{milliseconds}-{sequence - 1}" if sequence else f"{milliseconds - 1}-{ID_SEQUENCE_MAX}"

@@ -58,6 +58,9 @@ RUN_EVENTS = 500
 EXCERPT_BYTES = 1000
 """Bytes kept of the body of a message that is too large."""
 
+FINGERPRINT_BYTES = 4096
+"""Bytes of a body by which a message is recognised, beside its size: a microsecond per kilobyte on the event loop."""
+
 REPLAY_KEY = re.compile(r"(\d{1,20}-\d{1,20})/(\d{1,8})", re.ASCII)
 """The format of `replay_of`: a stream id, and the position of an event in that message."""
 
@@ -109,6 +112,12 @@ _TAGS: dict[str, Any] = {"json": msgspec.json.Decoder(_Tagged), "msgpack": msgsp
 _TYPES = tuple(event.__struct_config__.tag for event in AnyEvent.__args__)
 _POSTED_TYPES = tuple(str(event.__struct_config__.tag) for event in PostedEvent.__args__)
 _DECODE_ERRORS = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+
+
+def fingerprint(message: Message) -> bytes:
+    """Returns a digest by which a message is recognised: of its fields, and of its body's size and first bytes."""
+    head = (message.codec, message.replay_of, message.too_large, len(message.body), message.body[:FINGERPRINT_BYTES])
+    return hashlib.blake2b(msgspec.msgpack.encode(head), digest_size=16).digest()
 
 
 class EventDecoder(NamedTuple):

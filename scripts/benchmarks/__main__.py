@@ -26,6 +26,7 @@ import mutual_ledger
 import mutual_pool
 import peer
 import psutil
+import regression as regressions
 import restart as restarts
 import revisions
 import scraping
@@ -256,6 +257,23 @@ def restart(
     with _servers(directory) as servers, _progress() as show_progress:
         results = _run(restarts.measure(servers, load, show_progress))
     _finish(results, results.targets, lambda console: restarts.show(results, console), as_json)
+
+
+@application.command()
+def regression(
+    fills: Annotated[int, typer.Option(help="Fills of the stream.")] = 1_000_000,
+    recent: Annotated[int, typer.Option(help="Fills since the last checkpoint: 10 s of 5,000 a second.")] = 50_000,
+    lost: Annotated[int, typer.Option(help="Newest fills that the stream loses.")] = 10_000,
+    contracts: Annotated[int, typer.Option(help="Contracts.")] = 3_000,
+    per_message: Annotated[int, typer.Option(help="Fills per message.")] = 20,
+    directory: Directory = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure how much of a stream the engine reads again after the stream lost its newest messages."""
+    load = regressions.Load(fills, recent, lost, contracts, per_message)
+    with _servers(directory) as servers, _progress() as show_progress:
+        results = _run(regressions.measure(servers, load, show_progress))
+    _finish(results, [], lambda console: regressions.show(results, console), as_json)
 
 
 @application.command()

@@ -32,6 +32,7 @@ TABLES_THAT_DECIDE_NOTHING = {
     "partitions": "how far the stream is settled: an event that is read again is known by its sequence",
     "rates": "what balances are worth in USDT, for people: no entry depends on it",
     "posters": "the producers that may post after a stream server changed",
+    "stream_checkpoints": "from where a stream without its tail is read again: stored events are known by their sequence",
     "stream_gaps": "which messages of a stream are lost",
     "stream_servers": "which server a stream is on",
     "targets": "how large funds should be: a signal, nothing acts on it",

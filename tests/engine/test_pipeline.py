@@ -21,6 +21,7 @@ from fundsvc.core.adl.book_parts import BookPart
 from fundsvc.core.adl.order import AdlOrder, RoundProgress
 from fundsvc.core.adl.records import order_of, terms_of
 from fundsvc.core.batch import Batch, BookState, EventPlace, Offset, StoredBook
+from fundsvc.core.checkpoints import Checkpoints
 from fundsvc.core.events import (
     AdlAck,
     AdlEnd,
@@ -273,7 +274,7 @@ class FakeLedger:
     def prepare(self, batch):
         """Keeps the entries as they are."""
 
-    async def commit(self, batch, before, after):
+    async def commit(self, batch, before, after, saving):
         await self.weather.through(lambda: self._write(batch, before, after))
 
     def _write(self, batch, before, after):
@@ -337,7 +338,7 @@ def pipeline_of(source, ledger, announce=nowhere, bound=None, refused=MappingPro
         source,
         ledger,
         announce,
-        SettlingContext(exclusive, offset, offset, bound or BatchBound(ROWS_MAX), slice_seconds, refused),
+        SettlingContext(exclusive, offset, offset, bound or BatchBound(ROWS_MAX), slice_seconds, refused, Checkpoints()),
         partial(ledger.load_book, books) if books else None,
     )
 
@@ -888,11 +889,11 @@ async def test_failed_batch_is_not_repeated_whole():
     """The ledger accepts only a few events at once; all events are settled."""
 
     class Slow(FakeLedger):
-        async def commit(self, batch, before, after):
+        async def commit(self, batch, before, after, saving):
             self.tried.append(batch.events)
             if batch.events > 3:
                 raise Crash
-            await super().commit(batch, before, after)
+            await super().commit(batch, before, after, saving)
 
     messages = [message(1, listing("AAA")), message(2, *(fill("AAA", seq, 1) for seq in range(1, 1000)))]
     ledger, bound = Slow("2-0"), BatchBound(10_000)
@@ -926,11 +927,11 @@ async def test_refused_batch_is_narrowed_to_its_event_and_batches_grow_again():
     """The ledger refuses two events of a thousand. Each costs a few refusals; the others are written in large batches."""
 
     class Refusing(FakeLedger):
-        async def commit(self, batch, before, after):
+        async def commit(self, batch, before, after, saving):
             self.tried.append(batch.events)
             if any(entry.seq in (100, 700) for entry in batch.entries):
                 raise Crash
-            await super().commit(batch, before, after)
+            await super().commit(batch, before, after, saving)
 
     messages = [message(1, listing("AAA")), message(2, *(fill("AAA", seq, 1) for seq in range(1, 1001)))]
     ledger, bound, refused, refusals = Refusing("2-0"), BatchBound(10_000), {}, 0
@@ -992,12 +993,12 @@ async def test_books_are_saved_at_message_ends_and_new_price_units_are_not_cut()
     bound.events_max = 5
 
     class Watching(FakeLedger):
-        async def commit(self, batch, before, after):
+        async def commit(self, batch, before, after, saving):
             assert not (batch.books and after.events)
             assert not (after.events > 1 and after.partial_id == "2-0"), "only before the contract is relisted"
             self.kept += [kept.symbol for kept in batch.books]
             bound.events_max = 5
-            await super().commit(batch, before, after)
+            await super().commit(batch, before, after, saving)
 
     ledger = Watching("3-0")
     ledger.kept = []

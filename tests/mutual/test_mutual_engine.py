@@ -333,6 +333,26 @@ async def test_stream_without_its_tail_is_read_again_and_known_events_are_droppe
         assert engine.count("fundsvc_mutual_balance") == 12
 
 
+async def test_older_copy_of_the_stream_is_read_from_its_newest_checkpoint(quick, producer, client, reader):
+    sender = Sender(producer, START)
+    config = with_pools(quick, USDT=STILL)
+    async with running(config):
+        await settled(reader, (await sender.send(sender.fund("a")))[-1])
+    async with running(config):
+        await settled(reader, (await sender.send([sender.make(TopUp, "5", "x")]))[-1])
+        await settled(reader, (await sender.send([sender.make(TopUp, "2", "y")]))[-1])
+    copy = await client.dump(KEY)
+    lost = [sender.make(TopUp, "7", "z")]
+    async with running(config):
+        await settled(reader, (await sender.send(lost))[-1])
+    await client.restore(KEY, 0, copy, replace=True)
+    async with running(config) as engine:
+        await settled(reader, (await sender.send(lost))[-1])
+        assert engine.count("fundsvc_mutual_stream_regressions_total") == 1
+        assert engine.count("fundsvc_mutual_duplicates_total") == 2, "the message after the checkpoint, and the lost one"
+        assert engine.count("fundsvc_mutual_balance") == 14
+
+
 async def test_changed_terms_are_proposed_once_and_keep_the_terms_of_policies(quick, producer, client, reader):
     sender = Sender(producer, START)
     async with running(with_pools(quick, USDT=STILL)):

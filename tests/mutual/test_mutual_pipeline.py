@@ -7,6 +7,7 @@ from streams import POOL, START, events_of, small_rules
 
 from fundsvc.concurrency.exclusive import Exclusive
 from fundsvc.core.batch import Offset
+from fundsvc.core.checkpoints import Checkpoints
 from fundsvc.core.events import Rejection
 from fundsvc.engine.batch_bound import BatchBound
 from fundsvc.engine.settling import Reading, SettlingContext
@@ -102,7 +103,7 @@ class FakeLedger:
     def _is_open(self, key):
         return key in self.rejected and key not in self.settled and self.rejected[key].reason != "conflict"
 
-    async def commit(self, batch, totals, applied, before, after):
+    async def commit(self, batch, totals, applied, before, after, saving):
         await self._weather.through(lambda: self._write(batch, totals, applied, before, after))
 
     def _write(self, batch, totals, applied, before, after):
@@ -149,7 +150,7 @@ async def settle(rules, messages, weather, slice_seconds=0.0025):
             FakeSource(messages, weather),
             ledger,
             nowhere,
-            SettlingContext(Exclusive(), ledger.offset, ledger.offset, bound, slice_seconds, {}),
+            SettlingContext(Exclusive(), ledger.offset, ledger.offset, bound, slice_seconds, {}, Checkpoints()),
             ledger.open(),
         )
         try:

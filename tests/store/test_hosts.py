@@ -9,7 +9,7 @@ from eventually import eventually
 from ports import free_port
 
 from fundsvc.local.servers import EmbeddedServers
-from fundsvc.store.database import StoreFault, connect, open_pool
+from fundsvc.store.database import StoreFault, connect, follow_primary, open_pool
 from fundsvc.store.hosts import Host, hosts_of
 from fundsvc.store.migrations import migrate
 
@@ -91,11 +91,15 @@ def promoted(tmp_path):
 async def test_newest_primary_is_preferred_to_an_older_one_and_to_a_standby(servers, promoted):
     is_standby, identity = "SELECT pg_is_in_recovery()", "SELECT system_identifier FROM pg_control_system()"
     place = dsn_of(servers, promoted)
-    async with connect(place, "test") as connection:
-        assert not await connection.fetchval(is_standby), "the other host is a standby"
-    async with connect(promoted.owner_dsn, "test") as owner:
+    async with connect(place, "test") as older, connect(promoted.owner_dsn, "test") as owner:
+        assert not await older.fetchval(is_standby), "the other host is a standby"
+        assert not await follow_primary(place), "and no primary is newer"
         assert await owner.fetchval("SELECT pg_promote()")
-        async with connect(place, "test") as connection:
-            assert await connection.fetchval(identity) == await owner.fetchval(identity)
+        async with connect(place, "test") as newer:
+            assert await newer.fetchval(identity) == await owner.fetchval(identity)
+            assert await follow_primary(place) == 1
+            await eventually(older.is_closed)
+            assert not await follow_primary(place)
+            assert not await newer.fetchval(is_standby)
         others = "SELECT count(*) = 0 FROM pg_stat_activity WHERE usename = 'fundsvc_service'"
         await eventually(lambda: owner.fetchval(others))

@@ -17,6 +17,7 @@ from typing import NamedTuple, Protocol
 import msgspec
 
 from fundsvc.core.batch import EventPlace, Offset
+from fundsvc.core.checkpoints import Saving
 from fundsvc.core.events import Reason, Rejected, Rejection
 from fundsvc.core.times import time_of_id
 from fundsvc.engine.settling import Committed, Settling, SettlingContext, Source
@@ -40,8 +41,16 @@ class Ledger(Protocol):
     async def is_open(self, stream_id: str, position: int) -> bool:
         """Whether the event at this place is kept as rejected and may still be applied."""
 
-    async def commit(self, batch: Batch, totals: Totals, applied: Sequence[Applied], before: Offset, after: Offset) -> None:
-        """Writes a batch and moves the offset in one transaction."""
+    async def commit(
+        self,
+        batch: Batch,
+        totals: Totals,
+        applied: Sequence[Applied],
+        before: Offset,
+        after: Offset,
+        saving: Saving | None,
+    ) -> None:
+        """Writes a batch, moves the offset, and stores a checkpoint if one is given, in one transaction."""
 
 
 class Writing(NamedTuple):
@@ -234,8 +243,8 @@ class PoolPipeline(Settling[Writing]):
     def _is_long_to_take(self) -> bool:
         return self._pool.draft.rows() > TAKE_ROWS_MAX
 
-    async def _commit(self, written: Writing, after: Offset) -> None:
-        await self._ledger.commit(written.batch, written.totals, written.applied, self._committed, after)
+    async def _commit(self, written: Writing, after: Offset, saving: Saving | None) -> None:
+        await self._ledger.commit(written.batch, written.totals, written.applied, self._committed, after, saving)
 
 
 def _only(events: Sequence[Event | Rejection]) -> Event | Rejection:

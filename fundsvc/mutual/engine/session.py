@@ -15,6 +15,7 @@ from fundsvc.concurrency.background import PeriodicTask
 from fundsvc.concurrency.exclusive import Exclusive
 from fundsvc.config.settings import Config
 from fundsvc.core.batch import Offset
+from fundsvc.core.checkpoints import Checkpoints
 from fundsvc.engine.attempts import Attempts, first_of
 from fundsvc.engine.batch_bound import BatchBound
 from fundsvc.engine.continuity import CheckedSource, lost_tail, unsettled_messages
@@ -96,6 +97,7 @@ class PoolSession:
             name=name,
             regressions=self._metrics.stream_regressions.labels(name),
             gap_count=self._metrics.stream_gaps.labels(name),
+            count_step=self._counter.restore,
         )
         self._attempts = Attempts(
             "pool",
@@ -157,7 +159,8 @@ class PoolSession:
             raise Halted(str(error)) from None
         if secret is None and await writer.has_seals(pool.ledger.entry):
             raise Halted("the last entry hides its account, and ledger.secret is not set: set the secret of these entries")
-        start = await self._start.find(stored)
+        kept, now = await writer.load_checkpoints(), time.monotonic()
+        start = await self._start.find(stored, [checkpoint for checkpoint, _ in kept])
         self._next_cutoff = pool.register.next_cutoff
         self._metrics.show(self._view(pool))
         self._log.info("pool loaded", accounts=len(pool.register.accounts), policies=len(pool.register.policies))
@@ -173,6 +176,7 @@ class PoolSession:
                 self._bound,
                 SLICE_SHARE * self._config.engine.loop_ms_max / 1000,
                 self._refusals.messages,
+                Checkpoints((checkpoint.last_id, now - age) for checkpoint, age in kept),
             ),
             opened,
         )

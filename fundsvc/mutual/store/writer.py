@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, NoReturn, TypeVar
 import asyncpg
 
 from fundsvc.core.batch import Offset
+from fundsvc.core.checkpoints import Saving
 from fundsvc.core.commitment import LedgerSecret
 from fundsvc.mutual.core.batch import Batch
 from fundsvc.mutual.core.pool import Pool
@@ -29,7 +30,9 @@ from fundsvc.mutual.store.rows import (
     rules_text,
     terms_from,
 )
+from fundsvc.store.checkpoints import StoredCheckpoint, checkpoint_parameters, load_checkpoints
 from fundsvc.store.database import COMMAND_SECONDS, StoreRefusal, connect, faults, refusals, snapshot, statements, transaction
+from fundsvc.store.database import SQL as LEDGER_SQL
 from fundsvc.store.writer import OwnershipLost, Stray, session_name
 
 SQL = statements("fundsvc.mutual.store")
@@ -124,8 +127,22 @@ class PoolWriter:
             async with self._one_at_a_time:
                 return bool(await self._connection.fetchval(SQL["is_open"], self._pool, stream_id, position))
 
-    async def commit(self, batch: Batch, totals: Totals, applied: Sequence[Applied], before: Offset, after: Offset) -> None:
-        """Writes a batch and moves the pool's state and offset, in one transaction. `applied` are rejected events settled late.
+    async def load_checkpoints(self) -> list[StoredCheckpoint]:
+        """Returns the checkpoints of the pool's stream in the order in which they were stored."""
+        with faults():
+            return await load_checkpoints(self._connection, self._home, self._pool)
+
+    async def commit(
+        self,
+        batch: Batch,
+        totals: Totals,
+        applied: Sequence[Applied],
+        before: Offset,
+        after: Offset,
+        saving: Saving | None = None,
+    ) -> None:
+        """Writes a batch and moves the pool's state and offset, in one transaction, which also stores a checkpoint if one is
+        given. `applied` are rejected events settled late.
 
         Raises OwnershipLost if another engine owns the pool, StoreRefusal if the database rejects a value, and StoreFault if it
         is unreachable. After a StoreFault the transaction may have been committed: load the pool again to know.
@@ -143,6 +160,9 @@ class PoolWriter:
                     await self._connection.execute(SQL["commit_terms"], self._pool, *columns(_terms(batch), 3))
                 if applied:
                     await self._connection.execute(SQL["commit_settled"], self._pool, *columns(applied, 4))
+                if saving:
+                    parameters = checkpoint_parameters(saving, self._home, self._pool)
+                    await self._connection.execute(LEDGER_SQL["commit_checkpoint"], *parameters)
         self._accounts += len(opened)
 
     async def _write_states(self, batch: Batch, opened: Sequence[AccountRow]) -> None:
