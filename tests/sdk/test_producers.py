@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import pytest
 from conftest import with_section
-from environments import CPP, NODE, needs_compiler, needs_node, node_environment, once
+from environments import CPP, NODE, needs_compiler, needs_node, node_environment
 from escalations import SYMBOL
 from eventually import eventually
 from ports import free_port
