@@ -26,7 +26,10 @@ LOCK = HA / "patroni.lock"
 PACKAGES = DEPLOY.parent / ".patroni"
 POSTGRES = postgres_binary("postgres").parent
 SERVERS = 3
+"""In the configuration of haproxy."""
+
 NOBODY = 65534
+STOP_SECONDS_MAX = 5
 
 needs_ha = pytest.mark.skipif(
     any(shutil.which(program) is None for program in ("etcd", "haproxy")),
@@ -88,6 +91,14 @@ class Member:
             self._process.wait()
         self.kill_postgres()
 
+    def stop(self):
+        """Stops Patroni, which stops PostgreSQL; kills both if that takes too long."""
+        if self._process:
+            self._process.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(STOP_SECONDS_MAX)
+        self.kill()
+
     def standing(self):
         """Returns the cluster as this member sees it: role and state of each member by its name; empty if it does not answer."""
         with suppress(OSError), urllib.request.urlopen(f"http://{self.address}:8008/cluster", timeout=2) as answer:
@@ -97,14 +108,14 @@ class Member:
 
 
 class PatroniCluster:
-    """Three members, etcd, and haproxy before them."""
+    """Members, up to three, with etcd, and haproxy before them."""
 
-    def __init__(self, directory):
+    def __init__(self, directory, members):
         self.directory = directory
         self._network = f"127.{secrets.randbelow(200) + 20}.{secrets.randbelow(254) + 1}"
         self._processes = []
         self.etcd, self.haproxy = self.address(10), self.address(11)
-        self.members = [Member(self, number) for number in range(1, SERVERS + 1)]
+        self.members = [Member(self, number) for number in range(1, members + 1)]
         self.secrets = directory / "local" / "secrets"
         self.environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith("PG")},
@@ -156,7 +167,7 @@ class PatroniCluster:
 
         def is_whole():
             roles = sorted(role for role, state in self.standing().values() if state in {"running", "streaming"})
-            return roles == ["leader", "replica", "sync_standby"]
+            return roles == ["leader", *["replica"] * (len(self.members) - 2), "sync_standby"]
 
         await eventually(is_whole)
 
@@ -181,9 +192,9 @@ class PatroniCluster:
         return f"postgresql://{role}:{password}@{','.join(hosts)}/fundsvc"
 
     def close(self):
-        """Kills all programs."""
+        """Stops the members, then kills all programs."""
         for member in self.members:
-            member.kill()
+            member.stop()
         for process in self._processes:
             process.kill()
             process.wait()
