@@ -1,7 +1,7 @@
 """PostgreSQL under Patroni: switchovers and killed primaries, under a stream of fills. Nothing is lost or counted twice.
 
-`HA_ROUNDS=10 scripts/test -s tests/ha` makes ten changes of each kind instead of one, among them the end of a whole host, through
-haproxy and by a DSN with all hosts.
+`HA_ROUNDS=10 scripts/test -s tests/ha` makes ten changes of each kind instead of one, among them the end of a whole host,
+through haproxy and by a DSN with all hosts.
 """
 
 import asyncio

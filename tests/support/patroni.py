@@ -1,6 +1,6 @@
-"""PostgreSQL under Patroni, with etcd and haproxy, from the files of deploy/ha. Each server has a loopback address of its own."""
+"""PostgreSQL under Patroni, with etcd and haproxy, from the files of deploy/ha. Each server has its own loopback address."""
 
-import base64
+import asyncio
 import os
 import secrets
 import shlex
@@ -100,7 +100,7 @@ class Member:
         self.kill()
 
     def standing(self):
-        """Returns the cluster as this member sees it: role and state of each member by its name; empty if it does not answer."""
+        """Returns role and state of each member by its name, as this member sees them; empty if it does not answer."""
         with suppress(OSError), urllib.request.urlopen(f"http://{self.address}:8008/cluster", timeout=2) as answer:
             members = msgspec.json.decode(answer.read())["members"]
             return {member["name"]: (member["role"], member["state"]) for member in members}
@@ -141,14 +141,20 @@ class PatroniCluster:
             words = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", *caps, *words]
         with (self.directory / f"{name}.log").open("ab") as log:
             process = subprocess.Popen(
-                words, env=environment or self.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd="/", start_new_session=True
+                words,
+                env=environment or self.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd="/",
+                start_new_session=True,
             )
         self._processes.append(process)
         return process
 
     async def start(self):
         """Starts all programs, and waits for a primary with a synchronous standby."""
-        subprocess.run([DEPLOY / "prepare", self.directory / "local"], check=True)
+        await asyncio.to_thread(subprocess.run, [DEPLOY / "prepare", self.directory / "local"], check=True)
         if os.geteuid() == 0:
             give(self.directory, NOBODY)
         client, peer = f"http://{self.etcd}:2379", f"http://{self.etcd}:2380"
