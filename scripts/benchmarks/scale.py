@@ -1,9 +1,9 @@
 """How the settling of many partitions grows with the number of engine processes.
 
-One, two and four engines settle the same fills in turns, each time on a new ledger with as many partitions. The engines share the
-partitions evenly before the clock starts. The backlog of each partition is written under another key while the engines wait;
-then all backlogs are renamed to the streams at once. On a machine with fewer cores than processes the speed cannot grow; the CPU
-per fill shows what more engines cost.
+One, two and four engines settle the same fills in turns, each time on a new ledger with as many partitions. The engines share
+the partitions evenly before the clock starts. The backlog of each partition is written under another key while the engines
+wait; then all backlogs are renamed to the streams at once. On a machine with fewer cores than processes the speed cannot grow;
+the CPU per fill shows what more engines cost.
 """
 
 import asyncio
@@ -122,15 +122,15 @@ async def _turn(servers: EmbeddedServers, load: Load, engines: int) -> Turn:
         new_ledger(servers, f"bench_scale_{engines}", partitions=load.partitions) as ledger,
         stream_of(ledger) as client,
         connection_to(ledger.owner_dsn) as connection,
+        _running(ledger, connection, servers.directory, load, engines) as processes,
     ):
-        async with _running(ledger, connection, servers.directory, load, engines) as processes:
-            last_ids = await _stage(client, load, [*market.listings(), *market.fills(load.fills)])
-            await connection.execute("CHECKPOINT")
-            before, started = _cpu_seconds(servers, processes), time.perf_counter()
-            await _release(client, last_ids)
-            await _until(processes, lambda: _is_settled(connection, last_ids))
-            seconds, after = time.perf_counter() - started, _cpu_seconds(servers, processes)
-            settled = await connection.fetchval("SELECT sum(entry)::bigint FROM funds")
+        last_ids = await _stage(client, load, [*market.listings(), *market.fills(load.fills)])
+        await connection.execute("CHECKPOINT")
+        before, started = _cpu_seconds(servers, processes), time.perf_counter()
+        await _release(client, last_ids)
+        await _until(processes, lambda: _is_settled(connection, last_ids))
+        seconds, after = time.perf_counter() - started, _cpu_seconds(servers, processes)
+        settled = await connection.fetchval("SELECT sum(entry)::bigint FROM funds")
     if settled != load.fills:
         raise RuntimeError(f"{load.fills} fills were sent, but {settled} entries were written")
     engine, postgres = ((now - then) / load.fills * 1e6 for now, then in zip(after, before, strict=True))
