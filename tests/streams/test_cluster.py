@@ -124,9 +124,10 @@ async def test_moved_slots_lose_and_double_nothing(cluster, how):
         begun = time.monotonic()
         await eventually(lambda: traffic.flows_since(begun))
         for number in range(MOVED):
-            before = cluster.primary_of(stream_key(number))
-            await asyncio.to_thread(cluster.move, stream_key(number), how)
-            await eventually(lambda key=stream_key(number), old=before: cluster.primary_of(key) is not old)
+            key = stream_key(number)
+            before = cluster.primary_of(key)
+            await asyncio.to_thread(cluster.move, key, how)
+            await eventually(lambda key=key, before=before: cluster.primary_of(key) is not before)
         moved = time.monotonic()
         await eventually(lambda: traffic.flows_since(moved))
         took = time.monotonic() - moved
