@@ -43,7 +43,7 @@ def local(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def compose(local):
+def ha_compose(local):
     files = ("--file", DEPLOY / "compose.yaml", "--file", HA / "compose.yaml")
     return json.loads(run(TOOLS / "docker-compose", *files, "config", "--format", "json", FUNDSVC_LOCAL=str(local)))
 
@@ -100,14 +100,14 @@ def test_a_primary_that_loses_etcd_steps_down_before_another_is_promoted():
     assert config["watchdog"]["mode"] == "automatic"
 
 
-def test_compose_replaces_the_single_servers(compose):
-    assert not {"postgres", "valkey"} & compose["services"].keys()
-    found = {name: service.get("deploy", {}).get("replicas", 1) for name, service in compose["services"].items()}
+def test_compose_replaces_the_single_servers(ha_compose):
+    assert not {"postgres", "valkey"} & ha_compose["services"].keys()
+    found = {name: service.get("deploy", {}).get("replicas", 1) for name, service in ha_compose["services"].items()}
     assert found.items() >= PARTS.items()
 
 
-def test_containers_have_a_read_only_root_no_capabilities_and_loopback_ports(compose):
-    for name, service in compose["services"].items():
+def test_containers_have_a_read_only_root_no_capabilities_and_loopback_ports(ha_compose):
+    for name, service in ha_compose["services"].items():
         assert service["read_only"], name
         assert service["cap_drop"] == ["ALL"], name
         assert service["security_opt"] == ["no-new-privileges:true"], name
@@ -116,17 +116,17 @@ def test_containers_have_a_read_only_root_no_capabilities_and_loopback_ports(com
         assert "build" in service or re.fullmatch(PINNED, service["image"]), name
 
 
-def test_no_secret_is_in_an_environment_or_command_line(compose, local):
+def test_no_secret_is_in_an_environment_or_command_line(ha_compose, local):
     secrets = {path.read_text().strip() for path in (local / "secrets").iterdir()}
-    shown = json.dumps([{**service, "secrets": ()} for service in compose["services"].values()])
+    shown = json.dumps([{**service, "secrets": ()} for service in ha_compose["services"].values()])
     assert not [secret for secret in secrets if secret in shown]
 
 
-def test_haproxy_knows_the_names_of_all_servers_and_is_the_only_way_to_the_apis(compose):
-    services = compose["services"]
+def test_haproxy_knows_the_names_of_all_servers_and_is_the_only_way_to_the_apis(ha_compose):
+    services = ha_compose["services"]
     environment = services["haproxy"]["environment"]
     assert {environment[f"POSTGRES_{number}"] for number in (1, 2, 3)} == {f"postgres-{number}" for number in (1, 2, 3)}
-    assert {environment[f"API_{number}"] for number in (1, 2)} == {f"{compose['name']}-api-{number}" for number in (1, 2)}
+    assert {environment[f"API_{number}"] for number in (1, 2)} == {f"{ha_compose['name']}-api-{number}" for number in (1, 2)}
     assert [name for name, service in services.items() for port in service.get("ports", ()) if port["target"] == 8080] == [
         "haproxy"
     ]
@@ -137,12 +137,12 @@ def test_haproxy_knows_the_names_of_all_servers_and_is_the_only_way_to_the_apis(
 
 
 @pytest.mark.parametrize("name", ["engine", "api"])
-def test_the_secrets_name_the_servers_of_the_cluster(compose, local, name):
-    config = load_config(None, readable(compose["services"][name]["environment"], local / "secrets"))
+def test_the_secrets_name_the_servers_of_the_cluster(ha_compose, local, name):
+    config = load_config(None, readable(ha_compose["services"][name]["environment"], local / "secrets"))
     assert (config.stream.mode, config.stream.replicas_min) == ("cluster", 1)
     aliases = {
         service: {alias for network in found["networks"].values() if network for alias in network.get("aliases", ())}
-        for service, found in compose["services"].items()
+        for service, found in ha_compose["services"].items()
     }
     assert "@postgres/" in config.database.dsn
     assert [service for service, found in aliases.items() if "postgres" in found] == ["haproxy"]
@@ -207,10 +207,10 @@ def test_replicas_run_on_different_nodes_and_end_one_at_a_time(workload):
     assert (apart["topologyKey"], apart["labelSelector"]["matchLabels"]) == ("kubernetes.io/hostname", labels)
 
 
-def test_services_select_pods_and_images_are_those_of_compose(compose):
+def test_services_select_pods_and_images_are_those_of_compose(ha_compose):
     labels = [workload["spec"]["template"]["metadata"]["labels"] for workload in WORKLOADS]
     selectors = [document["spec"]["selector"] for document in DOCUMENTS if document["kind"] == "Service"]
     assert len(selectors) == len(REPLICATED)
     assert all(any(wanted.items() <= found.items() for found in labels) for wanted in selectors)
     images = {container["image"] for workload in WORKLOADS for container in workload["spec"]["template"]["spec"]["containers"]}
-    assert images - {"fundsvc-postgres"} <= {service["image"] for service in compose["services"].values()}
+    assert images - {"fundsvc-postgres"} <= {service["image"] for service in ha_compose["services"].values()}

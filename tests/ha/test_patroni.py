@@ -6,6 +6,7 @@ through haproxy and by a DSN with all hosts.
 
 import asyncio
 import os
+import re
 import shutil
 import tempfile
 from contextlib import asynccontextmanager, suppress
@@ -19,6 +20,8 @@ from conftest import MEMORY
 from eventually import eventually
 from ledgers import fill, listing
 from patroni import PatroniCluster, needs_ha, patroni_packages
+from test_backup import ARCHIVED, block
+from test_runbook import RUNBOOK, commands_in
 
 from fundsvc.config.settings import Config, DatabaseConfig, DataConfig, StreamConfig
 from fundsvc.store.database import StoreFault, connect
@@ -98,6 +101,10 @@ class Matching:
             await asyncio.sleep(APPEND_SECONDS)
 
 
+async def settled_at_least(config, number):
+    return await settled(config) >= number
+
+
 async def settled(config):
     """Returns the number of the last entry; 0 while there is none, or the primary does not answer."""
     with suppress(StoreFault, asyncpg.PostgresError, OSError):
@@ -127,10 +134,7 @@ async def test_changes_of_the_primary_lose_and_double_nothing(cluster, config):
 
     async def until_settled(fills_min=0):
         sent = max(matching.sent, fills_min)
-        await eventually(lambda: reaches(sent))
-
-    async def reaches(sent):
-        return await settled(config) >= sent
+        await eventually(lambda: settled_at_least(config, sent))
 
     async with engine_process(config):
         async with matching.sending(config):
@@ -152,3 +156,82 @@ async def test_changes_of_the_primary_lose_and_double_nothing(cluster, config):
     print(f"{matching.sent} sent, {matching.sent - events} lost, {entries - events} doubled")
     assert (entries, events) == (matching.sent, matching.sent)
     assert (await fundsvc(config, "audit")).code == 0
+
+
+START = re.search(r"`(pg_ctl [^`]+)`", RUNBOOK)[1]
+
+
+def procedure(title):
+    """Returns the commands of patronictl in a procedure of the runbook."""
+    text = re.search(rf"\*\*{title}\.\*\*\n(.*?)(?=^\*\*|^Tested)", RUNBOOK, re.MULTILINE | re.DOTALL)[1]
+    return [command for command in commands_in(text) if re.match("patronictl .+ |printf", command)]
+
+
+@pytest.mark.skipif(ROUNDS == 1, reason="takes two minutes: set HA_ROUNDS")
+@pytest.mark.parametrize("route", ["hosts"])
+async def test_the_procedures_of_the_runbook_change_replace_and_restore_members(cluster, config):
+    def standby():
+        standing = cluster.standing()
+        return next(member for member in cluster.members if standing[member.name][0] == "sync_standby")
+
+    async def run(command):
+        primary, candidate = cluster.primary(), standby()
+        await asyncio.to_thread(cluster.shell, f"PRIMARY={primary.name} STANDBY={candidate.name}; {command}")
+        return candidate
+
+    for command in procedure("Fail over by hand"):
+        candidate = await run(command)
+        await eventually(lambda candidate=candidate: cluster.primary() is candidate)
+        await cluster.until_whole()
+    (reinitialise,) = procedure("Replace a standby")
+    await run(reinitialise)
+    await cluster.until_whole()
+
+    matching = Matching()
+    async with engine_process(config):
+        async with matching.sending(config):
+            await eventually(lambda: settled_at_least(config, 1))
+            await back_up(cluster)
+            moment, before = await now(config), await settled(config)
+            await eventually(lambda: settled_at_least(config, before + 50))
+        await eventually(lambda: settled_at_least(config, matching.sent))
+    await restore(cluster, moment)
+    kept = await settled(config)
+    async with engine_process(config):
+        await eventually(lambda: settled_at_least(config, matching.sent))
+    print(f"{matching.sent} sent, {kept} after the restore")
+    assert before <= kept < matching.sent
+    assert (await fundsvc(config, "audit")).code == 0
+
+
+async def now(config):
+    async with connect(config.database.dsn, "test") as service:
+        return await service.fetchval("SELECT clock_timestamp()::text")
+
+
+async def back_up(cluster):
+    copy = f"pg_basebackup -h {cluster.primary().address} -U fundsvc_backup -D {cluster.directory}/base-1 -c fast"
+    await asyncio.to_thread(cluster.shell, f'PGPASSWORD="$PATRONI_REPLICATION_PASSWORD" {copy}')
+
+
+async def restore(cluster, moment):
+    """Restores the cluster to a moment as the runbook describes."""
+    first, *others = sorted(cluster.members, key=lambda member: member is not cluster.primary())
+    async with connect(cluster.dsn("postgres", first.address), "test") as owner:
+        position = await owner.fetchval("SELECT pg_switch_wal()::text")
+        await eventually(lambda: owner.fetchval(ARCHIVED, position))
+    for member in (*others, first):
+        await asyncio.to_thread(member.stop)
+        member.data.rename(member.data.with_suffix(".lost"))
+    copied = re.sub(r"(?<=recovery_target_time = ')[^']+", moment, block("Restore to a moment", "recovery.signal"))
+    start = START + ' -l "$DATA.log"'
+    places = f"DATA={first.data} BACKUP={cluster.directory}"
+    promoted = 'until pg_controldata "$DATA" | grep -q "in production"; do sleep 0.2; done; pg_ctl -D "$DATA" stop'
+    await asyncio.to_thread(cluster.shell, f"export {places}\n{copied}\n{start}\n{promoted}")
+    (remove,) = procedure("Restore the cluster to a moment")
+    await asyncio.to_thread(cluster.shell, remove)
+    first.start()
+    await eventually(lambda: cluster.primary() is first)
+    for member in others:
+        member.start()
+    await cluster.until_whole()

@@ -3,7 +3,6 @@
 import asyncio
 import os
 import secrets
-import shlex
 import shutil
 import subprocess
 import sys
@@ -45,6 +44,15 @@ def patroni_packages():
 def _install():
     pip = (sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--upgrade", "--require-hashes")
     subprocess.run((*pip, "--target", PACKAGES, "--requirement", LOCK), check=True)
+
+
+def as_server(command):
+    """Returns a command for `nobody` under root, because PostgreSQL refuses root; it can read all files like root."""
+    words = [str(word) for word in command]
+    if os.geteuid():
+        return words
+    capability = ("--inh-caps=+dac_override", "--ambient-caps=+dac_override")
+    return ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", *capability, *words]
 
 
 class Member:
@@ -134,14 +142,10 @@ class PatroniCluster:
         return f"{self._network}.{number}"
 
     def spawn(self, name, *command, environment=None):
-        """Starts a program. Under root it runs as `nobody`, because PostgreSQL refuses root, but reads all files."""
-        words = [str(word) for word in command]
-        if os.geteuid() == 0:
-            caps = ("--inh-caps=+dac_override", "--ambient-caps=+dac_override")
-            words = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", *caps, *words]
+        """Starts a program."""
         with (self.directory / f"{name}.log").open("ab") as log:
             process = subprocess.Popen(
-                words,
+                as_server(command),
                 env=environment or self.environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -186,9 +190,9 @@ class PatroniCluster:
         return next((member for member in self.members if standing.get(member.name) == ("leader", "running")), None)
 
     def shell(self, script):
-        """Runs a script, which must succeed, with the programs and secrets of an operator; returns its output."""
-        script = f"with-secrets bash -euo pipefail -c {shlex.quote(script)}"
-        done = subprocess.run(["sh", "-c", script], env=self.environment, capture_output=True, text=True, check=False)
+        """Runs a script, which must succeed, with the programs and secrets of a member; returns its output."""
+        words = as_server(("with-secrets", "bash", "-euo", "pipefail", "-c", script))
+        done = subprocess.run(words, env=self.environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
