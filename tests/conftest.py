@@ -47,7 +47,7 @@ MEMORY_BYTES_MIN = 4 * 2**30
 LONG_FILES = {
     *("test_engine.py", "test_crash.py", "test_demo.py", "test_audit_loop.py", "test_recordings.py", "test_page.py"),
     *("test_half_open.py", "test_sdks.py", "test_local_servers.py", "test_alerts.py", "test_benchmarks.py"),
-    *("test_page_accessibility.py", "test_pipeline.py", "test_streams.py"),
+    *("test_page_accessibility.py", "test_pipeline.py", "test_streams.py", "test_patroni.py"),
 }
 """Files whose tests take longest in sum."""
 

@@ -29,6 +29,7 @@ import psutil
 import regression as regressions
 import restart as restarts
 import revisions
+import scale as scales
 import scraping
 import serving
 import storm as storms
@@ -323,6 +324,24 @@ def idle(
         log = servers.directory / "engine.log"
         results = _run(idle_engine.measure(servers, partitions, settle_seconds, seconds, log, show_progress))
     _finish(results, results.targets, lambda console: idle_engine.show(results, console), as_json)
+
+
+@application.command()
+def scale(
+    fills: Annotated[int, typer.Option(help="Fills of a turn.")] = 400_000,
+    contracts: Annotated[int, typer.Option(help="Contracts of the fills.")] = 64,
+    partitions: Annotated[int, typer.Option(help="Partitions, which the engines share.")] = 8,
+    per_message: Annotated[int, typer.Option(help="Fills per message.")] = 100,
+    engines: Annotated[str, typer.Option(help="Numbers of engines, comma-separated; the first is the base.")] = "1,2,4",
+    rounds: Annotated[int, typer.Option(help="Turns of each number of engines; medians count.")] = 3,
+    directory: Directory = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure how speed and CPU per fill change with the number of engine processes; exits with 1 when a target is missed."""
+    load = scales.Load(fills, per_message, contracts, partitions, _numbers(engines), rounds)
+    with _servers(directory) as servers, _progress() as show_progress:
+        results = _run(scales.measure(servers, load, show_progress))
+    _finish(results, results.targets, lambda console: scales.show(results, console), as_json)
 
 
 @application.command()

@@ -24,6 +24,7 @@ SMALL = {
     "idle": "--partitions 3 --settle-seconds 0.5 --seconds 1",
     "restart": "--contracts 5 --positions 2000 --changed 100",
     "metrics": "--contracts 5 --rate 50 --turns 1",
+    "scale": "--fills 2000 --contracts 8 --partitions 4 --engines 1,2 --rounds 1",
     "reads": "--entries 2e3,4e3 --contracts 2 --rounds 3",
 }
 

@@ -1,7 +1,7 @@
 """The commands of the handbook: shell syntax, the command line, SQL, PromQL, Valkey commands, and HTTP requests.
 
-test_backup.py runs backup and restore, the change of passwords, and the change of partitions. test_runbook_hosts.py checks the
-commands of docker, systemctl and kubectl.
+test_backup.py runs backup and restore, the change of passwords, and the change of partitions, tests/ha those of Patroni.
+test_runbook_hosts.py checks the commands of docker, systemctl and kubectl.
 """
 
 import asyncio
@@ -78,12 +78,13 @@ def quoted(*programs):
 
 RUN_HERE = {"ledger", "owner", "redis-cli", "curl", "as", "checks", "metric", "for", "fundsvc", "ss", "psql"}
 RUN_WITH_BACKUPS = {"echo", "PGPASSFILE=~/.pgpass-backup", "pg_verifybackup", "cp"}
+RUN_WITH_PATRONI = {"patronictl", "printf"}
 CHECKED_WITH_MANIFESTS = {"kubectl"}
 
 
 def test_each_program_of_the_runbook_has_a_test():
     programs = {re.split(r"\s", command)[0] for command in COMMANDS}
-    assert programs == RUN_HERE | RUN_WITH_BACKUPS | CHECKED_WITH_MANIFESTS
+    assert programs == RUN_HERE | RUN_WITH_BACKUPS | RUN_WITH_PATRONI | CHECKED_WITH_MANIFESTS
     assert len(COMMANDS) > 60
 
 

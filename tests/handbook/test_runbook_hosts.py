@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 from test_deployment import DEPLOY, DOCUMENTS, ROOT, TOOLS, WORKLOADS, compose, local, needs, run  # noqa: F401 - fixtures
+from test_high_availability import HA, ha_compose  # noqa: F401 - a fixture
 from test_runbook import CHAPTERS
 
 DEPLOYED = [
@@ -78,10 +79,11 @@ def _before_container(words, services):
 
 
 @pytest.mark.parametrize("words", of("docker", "compose"), ids=" ".join)
-def test_compose_commands_name_the_file_its_services_and_existing_options(words, compose):  # noqa: F811
-    options, (subcommand, *services) = split(_before_container(words, compose["services"]), {"--file"})
-    assert options.pop("--file") == ["deploy/compose.yaml"]
-    assert set(services) <= compose["services"].keys()
+def test_compose_commands_name_the_files_their_services_and_existing_options(words, compose, ha_compose):  # noqa: F811
+    found = ha_compose if "deploy/ha/compose.yaml" in words else compose
+    options, (subcommand, *services) = split(_before_container(words, found["services"]), {"--file"})
+    assert options.pop("--file") == ["deploy/compose.yaml", "deploy/ha/compose.yaml"][: 2 if found is ha_compose else 1]
+    assert set(services) <= found["services"].keys()
     known = set(re.findall(r"(--[\w-]+)", run(TOOLS / "docker-compose", subcommand, "--help")))
     assert set(options) <= known
 
@@ -90,8 +92,8 @@ def test_compose_commands_name_the_file_its_services_and_existing_options(words,
 def test_the_build_command_names_the_dockerfile_and_its_context(words):
     options, context = split(words, {"--file", "--tag"})
     assert options.keys() == {"--file", "--tag"}
-    assert (ROOT / options["--file"][0]).samefile(DEPLOY / "Dockerfile")
-    assert context == ["."]
+    contexts = {"deploy/Dockerfile": ["."], "deploy/ha/Dockerfile": ["deploy"]}
+    assert context == contexts[options["--file"][0]]
 
 
 @pytest.mark.parametrize("words", of("systemctl"), ids=" ".join)
@@ -151,4 +153,8 @@ def test_the_created_secrets_have_the_keys_that_the_pods_mount(local):  # noqa: 
         (name,) = [volume["secret"]["secretName"] for volume in pod["volumes"] if "secret" in volume]
         files = [Path(variable["value"]) for variable in container["env"] if variable["name"].endswith("_FILE")]
         needed.setdefault(name, set()).update(path.name for path in files)
+    scripts = (HA / "with-secrets", HA / "join-valkey", DEPLOY / "postgres" / "roles.sh")
+    needed["fundsvc-servers"] = {
+        key for script in scripts for key in re.findall(r"[s}]/(\w+_(?:password|conf))\b", script.read_text())
+    }
     assert created == needed

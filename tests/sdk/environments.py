@@ -1,13 +1,12 @@
 """Separate environments of Python and Node packages that the tests of this folder run, each installed once per lock file."""
 
-import fcntl
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from installed import once
 
 ROOT = Path(__file__).parents[2]
 REQUIREMENTS = ROOT / "deploy" / "sdk-requirements.txt"
@@ -35,17 +34,6 @@ def node_environment() -> None:
     once(NODE, NODE_SOURCES / "package-lock.json", _install_node)
     for source in NODE_SOURCES.iterdir():
         shutil.copy(source, NODE)
-
-
-def once(directory: Path, lock: Path, install: Callable[[], None]) -> None:
-    """Installs or builds into a directory again only when `lock` changes. Test processes that run side by side wait."""
-    directory.mkdir(exist_ok=True)
-    stamp = directory / "installed.txt"
-    with (directory / "installing").open("w") as waiting:
-        fcntl.flock(waiting, fcntl.LOCK_EX)
-        if not stamp.exists() or stamp.read_bytes() != lock.read_bytes():
-            install()
-            stamp.write_bytes(lock.read_bytes())
 
 
 def _install_python() -> None:

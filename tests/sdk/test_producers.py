@@ -12,9 +12,10 @@ from typing import NamedTuple
 
 import pytest
 from conftest import with_section
-from environments import CPP, NODE, needs_compiler, needs_node, node_environment, once
+from environments import CPP, NODE, needs_compiler, needs_node, node_environment
 from escalations import SYMBOL
 from eventually import eventually
+from installed import once
 from ports import free_port
 from served import contract, now_ms, served
 from tokens import signed, with_secret

@@ -13,6 +13,7 @@ from fundsvc.streams.source import Source
 
 PARTITIONS = 12
 STARTS = 20
+MOVED = 3
 RECOVERY_SECONDS_MAX = {"kill": NODE_TIMEOUT_MS / 1000 + 2, "freeze": REPLY_SECONDS_MAX + NODE_TIMEOUT_MS / 1000 + 2}
 """Until every partition flows again. Only silence reveals a frozen server."""
 
@@ -131,6 +132,31 @@ async def test_acknowledged_messages_survive_a_frozen_primary(cluster, checks):
     sent = sum(map(len, traffic.acknowledged.values()))
     print(f"{sent} acknowledged, {sum(map(len, lost.values()))} lost")
     assert not any(lost.values())
+
+
+@pytest.mark.parametrize("how", ["one by one", "at once"])
+async def test_moved_slots_lose_and_double_nothing(cluster, how):
+    async with open_client(cluster.config(PARTITIONS)) as client:
+        traffic, stop = Traffic(client, replicas_min=1), asyncio.Event()
+        running = asyncio.create_task(traffic.run(stop))
+        begun = time.monotonic()
+        await eventually(lambda: traffic.flows_since(begun))
+        for number in range(MOVED):
+            key = stream_key(number)
+            before = cluster.primary_of(key)
+            await asyncio.to_thread(cluster.move, key, how)
+            await eventually(lambda key=key, before=before: cluster.primary_of(key) is not before)
+        moved = time.monotonic()
+        await eventually(lambda: traffic.flows_since(moved))
+        took = time.monotonic() - moved
+        stop.set()
+        await running
+        kept = {number: await ids_of(Source(client, number)) for number in range(PARTITIONS)}
+    lost = sum(len(set(ids) - kept[number]) for number, ids in traffic.acknowledged.items())
+    doubled = sum(len(ids) - len(set(ids)) for ids in traffic.read.values())
+    sent = sum(map(len, traffic.acknowledged.values()))
+    print(f"{how}: {sent} acknowledged, {lost} lost, {doubled} read twice, all flow after {took:.1f} s")
+    assert (lost, doubled) == (0, 0)
 
 
 async def ids_of(source):

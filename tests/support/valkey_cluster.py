@@ -84,6 +84,21 @@ class Cluster:
                 return next(node for node in self.nodes if node.port == port)
         raise LookupError(key)
 
+    def move(self, key, how):
+        """Moves the slot of a key to another primary: its keys one by one, or all at once, which Valkey 9 can."""
+        source = self.primary_of(key)
+        target = next(node for node in self.primaries if node is not source)
+        slot, name = source.ask("CLUSTER", "KEYSLOT", key), target.ask("CLUSTER", "MYID")
+        if how == "at once":
+            source.ask("CLUSTER", "MIGRATESLOTS", "SLOTSRANGE", slot, slot, "NODE", name)
+            return
+        target.ask("CLUSTER", "SETSLOT", slot, "IMPORTING", source.ask("CLUSTER", "MYID"))
+        source.ask("CLUSTER", "SETSLOT", slot, "MIGRATING", name)
+        while keys := source.ask("CLUSTER", "GETKEYSINSLOT", slot, 10):
+            source.ask("MIGRATE", "127.0.0.1", target.port, "", 0, 5000, "KEYS", *keys)
+        for node in (target, source):
+            node.ask("CLUSTER", "SETSLOT", slot, "NODE", name)
+
     def _slots(self):
         """Returns the raw reply of CLUSTER SLOTS of the first node that answers."""
         for node in reversed(self.nodes):
