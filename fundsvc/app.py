@@ -6,7 +6,7 @@ import signal
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import msgspec
 import structlog
@@ -37,7 +37,7 @@ from fundsvc.api.valuation_inputs import Appraiser, appraising
 from fundsvc.api.venues import venue_endpoints
 from fundsvc.api.websocket.endpoints import websocket_endpoints
 from fundsvc.api.websocket.topics import Topic
-from fundsvc.config.settings import Config, HttpConfig
+from fundsvc.config.settings import Config, DatabaseConfig, HttpConfig
 from fundsvc.core.contracts import partition_of
 from fundsvc.core.policy import Policy
 from fundsvc.engine.durability import Durability, durability
@@ -61,6 +61,7 @@ from fundsvc.store.inventories import InventoryReader
 from fundsvc.store.partition_state import check_decimals
 from fundsvc.store.reader import Reader
 from fundsvc.store.schema import check_schema
+from fundsvc.store.server_checks import check_sessions
 from fundsvc.store.statistics import Statistics
 from fundsvc.store.stream_epochs import EpochStore
 from fundsvc.store.target_sizes import Targets
@@ -116,6 +117,7 @@ async def prepared(config: Config, stop: asyncio.Event | None = None) -> AsyncIt
 async def _has_schema(config: Config, stop: asyncio.Event | None, outage: Outage) -> bool:
     """Migrates or checks the schema. Returns False after a pause if the database is unreachable and the caller may retry."""
     try:
+        await _check_poolers(config.database)
         if config.database.owner_dsn:
             from fundsvc.store.migrations import migrate  # noqa: PLC0415 - see fundsvc.store.schema
 
@@ -131,6 +133,14 @@ async def _has_schema(config: Config, stop: asyncio.Event | None, outage: Outage
         await asyncio.sleep(RETRY_SECONDS)
         return False
     return True
+
+
+async def _check_poolers(database: DatabaseConfig) -> None:
+    """Raises ValueError for a pooler that does not keep sessions; a replica may be unreachable at the start."""
+    await check_sessions(database.dsn)
+    if database.reader_dsn:
+        with suppress(StoreFault):
+            await check_sessions(database.reader_dsn)
 
 
 @asynccontextmanager
