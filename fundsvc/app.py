@@ -28,6 +28,7 @@ from fundsvc.api.http.application import endpoints, make_app
 from fundsvc.api.http.middleware import Middleware
 from fundsvc.api.http.routes import Endpoint
 from fundsvc.api.http.server import expiry, serve, tls_context
+from fundsvc.api.http.shared_limits import open_limits
 from fundsvc.api.ingest import Ingest
 from fundsvc.api.inventory import InventoryResources
 from fundsvc.api.page import WebPage
@@ -247,6 +248,7 @@ async def _serving(
         open_adl_books(config, pool, client, metrics) as books,
         appraising(pool, books, config.http.rate_seconds_max, metrics) as appraiser,
         open_tail(config, metrics, appraiser.mark) as tail,
+        open_limits(config, client) as limits,
         open_pools(config, tail.freshness) as pools,
     ):
 
@@ -258,7 +260,8 @@ async def _serving(
         )
         ledger = AdlReader(pool)
         policy_of = recorded_policies(config, appraiser)
-        access_control = AccessControl(config.http, config.token, (endpoint.path for endpoint in operations))
+        paths = (endpoint.path for endpoint in operations)
+        access_control = AccessControl(config.http, config.token, limits.requests, limits.events, paths)
         producer = Producer.configured(client, config.stream)
         epochs = StreamEpochs(EpochStore(primary), producer, config.stream.partitions)
         mutual = MutualReader(pool)
@@ -287,7 +290,7 @@ async def _serving(
         venues = venue_endpoints(config.http.venues, cached.answers, funds.summary, adl, reader, Histories(pool), policy_of)
         async with (
             mutual_topics(pools, insured, mutual, metrics) as topics,
-            websocket_endpoints(config, tail, cached, reader, ledger, books, metrics, policy_of, topics) as websocket,
+            websocket_endpoints(config, tail, cached, reader, ledger, books, metrics, policy_of, limits, topics) as websocket,
         ):
             of_funds = (*cached.routes, *funds.routes, *inventory.routes, *sizing.routes)
             of_mutual = (*of_pools.routes, *insured.routes)
