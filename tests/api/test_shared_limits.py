@@ -85,6 +85,16 @@ async def test_counts_that_could_not_be_reported_are_reported_later(client, monk
     assert other.window.remaining("anna") == LIMIT - 4
 
 
+async def test_requests_during_a_report_count(client):
+    process = Process(client)
+    assert process.window.take("anna")
+    reporting = asyncio.create_task(process.window.report())
+    await asyncio.sleep(0)
+    assert process.window.take("anna")
+    await reporting
+    assert process.window.remaining("anna") == LIMIT - 2
+
+
 async def test_many_clients_are_reported_in_parts(client, monkeypatch):
     monkeypatch.setattr(shared_limits, "REPORT_CLIENTS_MAX", 2)
     one, other = Process(client), Process(client)

@@ -26,6 +26,7 @@ from fundsvc.api.websocket.frames import welcome
 from fundsvc.api.websocket.instructions import Instructions
 from fundsvc.api.websocket.orders import Orders
 from fundsvc.api.websocket.positions import Positions
+from fundsvc.api.websocket.reconnecting import stop_reason
 from fundsvc.api.websocket.session_tokens import Claims, ConnectionTokens, used_before
 from fundsvc.api.websocket.subscriber import CLOSE_SECONDS_MAX, Subscriber
 from fundsvc.api.websocket.topics import SHOWN_LENGTH_MAX, LedgerTopic, Topic
@@ -177,13 +178,14 @@ class WebSocketEndpoints:
     async def close_connections(self, _application: web.Application) -> None:
         """Closes all connections because the service stops.
 
-        Spreads them over `http.drain_seconds` in random order, so that the other processes receive them one by one.
+        Spreads them over `http.drain_seconds` in random order, and gives each client a delay, so that the other processes
+        receive them one by one.
         """
         subscribers = random.sample(list(self._subscribers), len(self._subscribers))
         began, drain_seconds = time.monotonic(), self._config.http.drain_seconds
         for place, subscriber in enumerate(subscribers):
             await asyncio.sleep(began + drain_seconds * place / len(subscribers) - time.monotonic())
-            subscriber.close(WSCloseCode.GOING_AWAY, "the service stops: reconnect, and subscribe with `after` to miss nothing")
+            subscriber.close(WSCloseCode.GOING_AWAY, stop_reason(len(subscribers)))
 
     def _bullet(self, request: web.Request, caller: Caller | None) -> web.Response:
         config = self._config.websocket
