@@ -1,8 +1,8 @@
 """The configuration of HAProxy in the handbook, in front of two APIs."""
 
+import asyncio
 import re
 import shutil
-import subprocess
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -34,12 +34,12 @@ async def balancer(directory, *services):
         text = text.replace(f"api-{number}:8080 check", f"127.0.0.1:{URL(service.url).port} check inter 100 fall 1 rise 1")
     settings.write_text(text)
     with (directory / "haproxy.log").open("wb") as log:
-        process = subprocess.Popen([program, "-db", "-f", settings], stdout=log, stderr=log)
+        process = await asyncio.create_subprocess_exec(program, "-db", "-f", settings, stdout=log, stderr=log)
     try:
         yield f"http://127.0.0.1:{port}"
     finally:
         process.terminate()
-        process.wait()
+        await process.wait()
 
 
 @pytest.fixture

@@ -69,6 +69,10 @@ class SharedWindow(Window):
             self._due.set()
         return True
 
+    def remaining(self, client: str) -> int:
+        """Returns the units that a client has left in this window; other processes may have granted more than all."""
+        return max(0, super().remaining(client))
+
     async def report(self) -> None:
         """Reports the counts of some clients, and adds those of other processes; raises StreamFault."""
         if not self._unreported:
