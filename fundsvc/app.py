@@ -6,7 +6,7 @@ import signal
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import msgspec
 import structlog
@@ -28,6 +28,7 @@ from fundsvc.api.http.application import endpoints, make_app
 from fundsvc.api.http.middleware import Middleware
 from fundsvc.api.http.routes import Endpoint
 from fundsvc.api.http.server import expiry, serve, tls_context
+from fundsvc.api.http.shared_limits import open_limits
 from fundsvc.api.ingest import Ingest
 from fundsvc.api.inventory import InventoryResources
 from fundsvc.api.page import WebPage
@@ -38,7 +39,7 @@ from fundsvc.api.venues import venue_endpoints
 from fundsvc.api.websocket.endpoints import websocket_endpoints
 from fundsvc.api.websocket.topics import Topic
 from fundsvc.concurrency.primary import following_primary
-from fundsvc.config.settings import Config, HttpConfig
+from fundsvc.config.settings import Config, DatabaseConfig, HttpConfig
 from fundsvc.core.contracts import partition_of
 from fundsvc.core.policy import Policy
 from fundsvc.engine.durability import Durability, durability
@@ -62,6 +63,7 @@ from fundsvc.store.inventories import InventoryReader
 from fundsvc.store.partition_state import check_decimals
 from fundsvc.store.reader import Reader
 from fundsvc.store.schema import check_schema
+from fundsvc.store.server_checks import check_sessions
 from fundsvc.store.statistics import Statistics
 from fundsvc.store.stream_epochs import EpochStore
 from fundsvc.store.target_sizes import Targets
@@ -117,6 +119,7 @@ async def prepared(config: Config, stop: asyncio.Event | None = None) -> AsyncIt
 async def _has_schema(config: Config, stop: asyncio.Event | None, outage: Outage) -> bool:
     """Migrates or checks the schema. Returns False after a pause if the database is unreachable and the caller may retry."""
     try:
+        await _check_poolers(config.database)
         if config.database.owner_dsn:
             from fundsvc.store.migrations import migrate  # noqa: PLC0415 - see fundsvc.store.schema
 
@@ -132,6 +135,14 @@ async def _has_schema(config: Config, stop: asyncio.Event | None, outage: Outage
         await asyncio.sleep(RETRY_SECONDS)
         return False
     return True
+
+
+async def _check_poolers(database: DatabaseConfig) -> None:
+    """Raises ValueError for a pooler that does not keep sessions; a replica may be unreachable at the start."""
+    await check_sessions(database.dsn)
+    if database.reader_dsn:
+        with suppress(StoreFault):
+            await check_sessions(database.reader_dsn)
 
 
 @asynccontextmanager
@@ -243,6 +254,7 @@ async def _serving(
         open_adl_books(config, pool, client, metrics) as books,
         appraising(pool, books, config.http.rate_seconds_max, metrics) as appraiser,
         open_tail(config, metrics, appraiser.mark) as tail,
+        open_limits(config, client) as limits,
         open_pools(config, tail.freshness) as pools,
     ):
 
@@ -254,7 +266,8 @@ async def _serving(
         )
         ledger = AdlReader(pool)
         policy_of = recorded_policies(config, appraiser)
-        access_control = AccessControl(config.http, config.token, (endpoint.path for endpoint in operations))
+        paths = (endpoint.path for endpoint in operations)
+        access_control = AccessControl(config.http, config.token, limits.requests, limits.events, paths)
         producer = Producer.configured(client, config.stream)
         epochs = StreamEpochs(EpochStore(primary), producer, config.stream.partitions)
         mutual = MutualReader(pool)
@@ -283,7 +296,7 @@ async def _serving(
         venues = venue_endpoints(config.http.venues, cached.answers, funds.summary, adl, reader, Histories(pool), policy_of)
         async with (
             mutual_topics(pools, insured, mutual, metrics) as topics,
-            websocket_endpoints(config, tail, cached, reader, ledger, books, metrics, policy_of, topics) as websocket,
+            websocket_endpoints(config, tail, cached, reader, ledger, books, metrics, policy_of, limits, topics) as websocket,
         ):
             of_funds = (*cached.routes, *funds.routes, *inventory.routes, *sizing.routes)
             of_mutual = (*of_pools.routes, *insured.routes)

@@ -18,6 +18,7 @@ from fundsvc.config.validation import keys, presentable
 from fundsvc.mutual.store.reader import MutualReader
 from fundsvc.store.database import StoreFault, open_pool
 from fundsvc.store.schema import check_schema
+from fundsvc.store.server_checks import check_sessions
 from fundsvc.store.server_checks import server_version as database_version
 from fundsvc.streams.client import StreamFault, open_client, server_version
 
@@ -122,10 +123,10 @@ async def _checks(config: Config) -> dict[str, dict[str, Any]]:
     if database.embedded:
         parts["database"] = {"ok": True, "found": EMBEDDED}
     else:
-        parts["database"] = await _check(database_version(database.dsn))
+        parts["database"] = await _check(_database(database.dsn))
         parts["schema"] = await _check(_schema(config))
     if database.reader_dsn:
-        parts["reader"] = await _check(database_version(database.reader_dsn))
+        parts["reader"] = await _check(_database(database.reader_dsn))
     parts["stream"] = {"ok": True, "found": EMBEDDED} if stream.embedded else await _check(_stream(config))
     return parts
 
@@ -143,6 +144,11 @@ async def _check(checking: Awaitable[str]) -> dict[str, Any]:
         return {"ok": True, "found": await checking}
     except (StoreFault, StreamFault, ValueError) as error:
         return {"ok": False, "found": str(error)}
+
+
+async def _database(dsn: str) -> str:
+    await check_sessions(dsn)
+    return await database_version(dsn)
 
 
 async def _schema(config: Config) -> str:

@@ -12,6 +12,7 @@ from aiohttp import WSCloseCode, WSMsgType, hdrs
 from fundsvc.api.adl_answers.positions import ReductionAnswer
 from fundsvc.api.answers import EntryAnswer, FundAnswer
 from fundsvc.api.websocket.endpoints import BulletAnswer
+from fundsvc.api.websocket.reconnecting import reconnect_seconds
 from fundsvc.client.api import Api, ApiError, Unavailable
 
 T = TypeVar("T")
@@ -20,7 +21,7 @@ Command = dict[str, Any]
 """Fields of a message to the service."""
 
 RETRY_SECONDS = 0.5
-"""Pause before a client connects again. The service closes connections only for faults of the client, or when it stops."""
+"""Pause before a client connects again, unless the service gives one when it stops."""
 
 
 class _Pushed(msgspec.Struct):
@@ -35,11 +36,15 @@ class _Pushed(msgspec.Struct):
 
 
 class _Lost(Exception):
-    """The connection was lost. `refusal` is the reason of the service if it closed the connection by its rules, else ""."""
+    """The connection was lost.
 
-    def __init__(self, refusal: str) -> None:
+    `refusal` is the reason of the service if it closed the connection by its rules, else "". Connect again after `seconds`.
+    """
+
+    def __init__(self, refusal: str = "", seconds: float = RETRY_SECONDS) -> None:
         super().__init__(refusal)
         self.refusal = refusal
+        self.seconds = seconds
 
 
 async def entries(api: Api, symbol: str, after: int = 0, generation: int = 0) -> AsyncIterator[EntryAnswer]:
@@ -114,7 +119,7 @@ async def followed(
             if lost.refusal and lost.refusal == refusal:
                 raise ApiError(WSCloseCode.POLICY_VIOLATION, str(WSCloseCode.POLICY_VIOLATION.value), refusal) from None
             refusal = lost.refusal
-            await asyncio.sleep(RETRY_SECONDS)
+            await asyncio.sleep(lost.seconds)
         except Unavailable:
             await asyncio.sleep(RETRY_SECONDS)
 
@@ -137,11 +142,20 @@ async def _connection(api: Api, topic: str, subject: str, scope: str, place: Com
                     pinged = time.monotonic()
                     continue
                 if message.type is not WSMsgType.TEXT:
-                    raise _Lost((message.data == WSCloseCode.POLICY_VIOLATION and message.extra) or "")
+                    raise _lost(message)
                 pushed = msgspec.json.decode(message.data, type=_Pushed)
                 if pushed.type == "error":
                     raise ApiError(pushed.code, str(pushed.code), msgspec.json.decode(pushed.data, type=str))
                 if pushed.type == "message" and (not subject or pushed.subject == subject):
                     yield pushed.data
     except (aiohttp.ClientError, OSError) as fault:
-        raise _Lost("") from fault
+        raise _Lost from fault
+
+
+def _lost(message: aiohttp.WSMessage) -> _Lost:
+    """Returns what the last message of a connection tells about its end."""
+    reason = message.extra or ""
+    if message.data == WSCloseCode.POLICY_VIOLATION:
+        return _Lost(reason)
+    seconds = reconnect_seconds(reason) if message.data == WSCloseCode.GOING_AWAY else None
+    return _Lost() if seconds is None else _Lost(seconds=seconds)

@@ -161,6 +161,7 @@ class HttpConfig(Section, frozen=True):
     venues: tuple[Venue, ...] = ()
     requests_max: Annotated[int, msgspec.Meta(ge=1, le=1_000_000_000)] = 2000
     requests_seconds: Annotated[float, msgspec.Meta(ge=1, le=3600)] = 30.0
+    shared_limits: bool = False
     ingest_events_max: Annotated[int, msgspec.Meta(ge=10_000, le=1_000_000_000)] = 3_000_000
     ingest_bytes_max: Annotated[int, msgspec.Meta(ge=1000, le=1_000_000_000)] = 4_000_000
     book_seconds: Annotated[float, msgspec.Meta(ge=0.05, le=60)] = 1.0

@@ -13,6 +13,12 @@ const FIRST_DELAY_MS = 500;
 const LONGEST_DELAY_MS = 15_000;
 const WELCOME_MS_MAX = 10_000;
 
+/** Returns the delay in ms that a stopping service gives in the reason of its close frame, else undefined. */
+function delayIn(reason) {
+  const found = /reconnect in (\d{1,6}) ms/.exec(reason);
+  return found ? Number(found[1]) : undefined;
+}
+
 export class Feed {
   #subscriptions = new Map();
   #acknowledgements = new Map();
@@ -106,7 +112,7 @@ export class Feed {
     connection.server = server;
     connection.socket.onmessage = (event) => this.#handle(connection, parse(event.data));
     connection.socket.onclose = ({ reason }) =>
-      this.#connection === connection && this.drop(reason || "the connection was closed");
+      this.#connection === connection && this.drop(reason || "the connection was closed", delayIn(reason));
     const check = () => connection.welcome || this.drop("the service did not send a welcome");
     connection.timers.push(setTimeout(check, WELCOME_MS_MAX));
   }
@@ -180,13 +186,19 @@ export class Feed {
     connection.timers.push(setTimeout(check, connection.server.pingTimeout));
   }
 
-  /** Closes the connection and reconnects after a delay that doubles each time, with jitter to spread clients. */
-  drop(reason) {
+  /**
+   * Closes the connection and reconnects after a delay: that of the service, or one that doubles each time, with jitter to
+   * spread clients.
+   */
+  drop(reason, delay = this.#nextDelay()) {
     this.#close();
     this.reason = reason;
     this.#setState("waiting");
-    const delay = Math.min(LONGEST_DELAY_MS, FIRST_DELAY_MS * 2 ** this.#failures++) * (0.5 + Math.random() / 2);
     this.#retry = setTimeout(() => this.#connect(), delay);
+  }
+
+  #nextDelay() {
+    return Math.min(LONGEST_DELAY_MS, FIRST_DELAY_MS * 2 ** this.#failures++) * (0.5 + Math.random() / 2);
   }
 
   #close() {

@@ -4,6 +4,7 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
+from functools import partial
 from importlib.resources import files
 from typing import Any
 
@@ -141,15 +142,11 @@ async def connect(dsn: str, name: str, command_seconds: float = COMMAND_SECONDS)
             dsn,
             timeout=CONNECT_SECONDS,
             command_timeout=command_seconds,
-            server_settings={
-                "application_name": name,
-                "idle_in_transaction_session_timeout": str(IDLE_IN_TRANSACTION_MS),
-                **_SERVER_KEEPALIVE,
-            },
+            server_settings={"application_name": name},
         )
     try:
         with faults():
-            await _prepare(connection)
+            await _prepare(connection, {"idle_in_transaction_session_timeout": str(IDLE_IN_TRANSACTION_MS)})
         yield connection
     finally:
         connection.terminate()
@@ -178,8 +175,8 @@ async def open_pool(dsn: str, connections_max: int, command_seconds: float = COM
         max_size=connections_max,
         timeout=CONNECT_SECONDS,
         command_timeout=command_seconds,
-        server_settings={"application_name": "fundsvc reader", **_PLANNING, **_SERVER_KEEPALIVE},
-        init=_prepare,
+        server_settings={"application_name": "fundsvc reader"},
+        init=partial(_prepare, parameters=_PLANNING),
         reset=_leave_as_is,
     )
     await pool
@@ -189,18 +186,20 @@ async def open_pool(dsn: str, connections_max: int, command_seconds: float = COM
         pool.terminate()
 
 
-async def _prepare(connection: Any) -> None:
-    """Sets keep-alives of a new connection, and makes its commits wait for the disk.
+async def _prepare(connection: Any, parameters: dict[str, str]) -> None:
+    """Sets keep-alives and parameters of a new connection, and makes its commits wait for the disk.
 
-    `synchronous_commit` may be off for the server, the database or the role. Settings that also wait for standbys stay. Raises
-    StoreFault if the setting cannot be changed.
+    The parameters are not in the start-up packet, where a connection pooler would refuse them. `synchronous_commit` may be off
+    for the server, the database or the role. Settings that also wait for standbys stay. Raises StoreFault if the setting cannot
+    be changed.
     """
     end = connection._transport.get_extra_info("socket")  # noqa: SLF001 - the driver has no other way to it
     if end.family != socket.AF_UNIX:
         end.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         for option, value in KEEPALIVE.items():
             end.setsockopt(socket.IPPROTO_TCP, option, value)
-    waits_for = await connection.fetchval(SQL["commit_to_disk"])
+    given = parameters | _SERVER_KEEPALIVE
+    waits_for = await connection.fetchval(SQL["set_session"], list(given), list(given.values()))
     if waits_for not in _DURABLE:
         raise StoreFault(f"synchronous_commit is {waits_for} although it was set to on: a crash may lose commits")
 

@@ -367,10 +367,14 @@ SELECT digest FROM rejected WHERE event_symbol = ANY ($1) AND event_seq = ANY ($
 SELECT symbol, closed_seq AS seq, closed_price AS price, closed_at AS ts FROM contracts
 WHERE symbol = ANY ($1) AND closed_seq = ANY ($2) AND closed_seq > 0;
 
--- name: commit_to_disk
--- Sets it for the session, which later changes of server, database or role do not affect.
+-- name: set_session
+-- Sets parameters for the session, which later changes of server, database or role do not affect. Returns synchronous_commit.
 SELECT set_config('synchronous_commit', CASE WHEN now IN ('off', 'local') THEN 'on' ELSE now END, false)
-FROM current_setting('synchronous_commit') AS now;
+FROM current_setting('synchronous_commit') AS now,
+     (SELECT count(set_config(name, value, false)) FROM unnest($1::text[], $2::text[]) AS given (name, value)) AS others;
+
+-- name: session_process
+SELECT pg_backend_pid();
 
 -- name: weak_settings
 SELECT name FROM pg_settings WHERE name IN ('fsync', 'full_page_writes') AND setting = 'off' ORDER BY name;

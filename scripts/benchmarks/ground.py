@@ -182,6 +182,11 @@ class ServiceProcess:
             tail = "\n".join(self._log.read_text(errors="replace").splitlines()[-12:])
             raise RuntimeError(f"{' '.join(self._program)} ended unexpectedly; its log ends with:\n{tail}")
 
+    @property
+    def pid(self) -> int:
+        """The number of the process."""
+        return self._process.pid
+
     def cpu_seconds(self) -> float:
         """Returns its CPU seconds since the start."""
         times = self._view.cpu_times()

@@ -1,8 +1,8 @@
-"""Requests per second, relative to a bare aiohttp handler that answers with the same bytes.
+"""Requests per second, relative to a bare aiohttp handler that answers with the same bytes, and with shared limits.
 
-Both servers are separate processes. The same client sends requests over the same number of persistent connections, one request
-at a time on each. The servers take turns several times; the idle one is stopped (SIGSTOP). The client is a raw asyncio
-protocol, which needs less of the machine than either server.
+All servers are separate processes. The same client sends requests over the same number of persistent connections, one request
+at a time on each. The servers take turns several times; the idle ones are stopped (SIGSTOP). The client is a raw asyncio
+protocol, which needs less of the machine than any server.
 """
 
 import asyncio
@@ -14,8 +14,10 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
+import psutil
 from ground import ServiceProcess, bare_server, url_of
 
 BARE = Path(__file__).with_name("bare.py")
@@ -32,14 +34,31 @@ LENGTH = re.compile(rb"Content-Length: (\d+)")
 
 
 class Reads(msgspec.Struct, kw_only=True):
-    """Requests per second and p99 (ms), medians of the rounds; `ratio` is the median of the rounds' ratios."""
+    """Requests per second, p99 (ms) and CPU per request (us), medians of the rounds; the ratios are medians of their ratios.
+
+    `sharing` is a service with `http.shared_limits`, and `sharing_ratio` relates its CPU to that of one without.
+    """
 
     rounds: int
     service_per_second: float
     bare_per_second: float
+    sharing_per_second: float
     ratio: float
+    sharing_ratio: float
     service_p99_ms: float
     bare_p99_ms: float
+    sharing_p99_ms: float
+    service_cpu_us: float
+    bare_cpu_us: float
+    sharing_cpu_us: float
+
+
+class Turn(NamedTuple):
+    """Requests per second, p99 (ms) and CPU per request (us) of one round."""
+
+    per_second: float
+    p99_ms: float
+    cpu_us: float
 
 
 class Asker(asyncio.Protocol):
@@ -77,46 +96,71 @@ class Asker(asyncio.Protocol):
         self._transport.write(self._request)
 
 
-async def measure(api: ServiceProcess, log: Path, symbol: str, rounds: int, seconds: float) -> Reads:
-    """Alternates between the service and the bare handler."""
+async def measure(
+    api: ServiceProcess, log: Path, sharing: ServiceProcess, sharing_log: Path, symbol: str, rounds: int, seconds: float
+) -> Reads:
+    """Alternates between the service, the bare handler, and a service that shares its limits."""
     path = f"/api/v1/insurance-fund/{symbol}"
     host, port = url_of(log)
     head, body = await _answer(host, port, path)
     file = log.with_name("body.json")
     file.write_bytes(body)
-    taken: list[tuple[tuple[float, float], tuple[float, float]]] = []
+    taken: list[tuple[Turn, Turn, Turn]] = []
     with bare_server(BARE, str(file), str(head.count(b"\r\n") - STANDARD_HEADERS)) as (bare_port, bare):
-        for _ in range(rounds):
-            bare.send_signal(signal.SIGSTOP)
-            service = await _round(host, port, path, seconds)
-            bare.send_signal(signal.SIGCONT)
-            api.send_signal(signal.SIGSTOP)
-            taken.append((service, await _round(host, bare_port, path, seconds)))
-            api.send_signal(signal.SIGCONT)
-            await _until_it_answers(host, port, path)
+        ports = {api.pid: port, bare.pid: bare_port, sharing.pid: url_of(sharing_log)[1]}
+        turns = [(psutil.Process(pid), at) for pid, at in ports.items()]
+        for server, _ in turns:
+            server.send_signal(signal.SIGSTOP)
+        try:
+            for _ in range(rounds):
+                service, plain, shared = [await _turn(server, host, at, path, seconds) for server, at in turns]
+                taken.append((service, plain, shared))
+        finally:
+            for server, _ in turns:
+                server.send_signal(signal.SIGCONT)
     return Reads(
         rounds=rounds,
-        service_per_second=statistics.median(service[0] for service, _ in taken),
-        bare_per_second=statistics.median(bare[0] for _, bare in taken),
-        ratio=statistics.median(service[0] / bare[0] for service, bare in taken),
-        service_p99_ms=statistics.median(service[1] for service, _ in taken),
-        bare_p99_ms=statistics.median(bare[1] for _, bare in taken),
+        service_per_second=statistics.median(service.per_second for service, _, _ in taken),
+        bare_per_second=statistics.median(plain.per_second for _, plain, _ in taken),
+        sharing_per_second=statistics.median(shared.per_second for _, _, shared in taken),
+        ratio=statistics.median(service.per_second / plain.per_second for service, plain, _ in taken),
+        sharing_ratio=statistics.median(shared.cpu_us / service.cpu_us for service, _, shared in taken),
+        service_p99_ms=statistics.median(service.p99_ms for service, _, _ in taken),
+        bare_p99_ms=statistics.median(plain.p99_ms for _, plain, _ in taken),
+        sharing_p99_ms=statistics.median(shared.p99_ms for _, _, shared in taken),
+        service_cpu_us=statistics.median(service.cpu_us for service, _, _ in taken),
+        bare_cpu_us=statistics.median(plain.cpu_us for _, plain, _ in taken),
+        sharing_cpu_us=statistics.median(shared.cpu_us for _, _, shared in taken),
     )
 
 
-async def _round(host: str, port: int, path: str, seconds: float) -> tuple[float, float]:
-    """Returns requests per second and p99 in ms, after a warm-up."""
+async def _turn(server: psutil.Process, host: str, port: int, path: str, seconds: float) -> Turn:
+    """Lets one server run, and measures it."""
+    server.send_signal(signal.SIGCONT)
+    await _until_it_answers(host, port, path)
+    turn = await _round(server, host, port, path, seconds)
+    server.send_signal(signal.SIGSTOP)
+    return turn
+
+
+async def _round(server: psutil.Process, host: str, port: int, path: str, seconds: float) -> Turn:
+    """Measures a server after a warm-up."""
     async with _asking(host, port, path) as askers:
         for asker in askers:
             asker.start()
         await asyncio.sleep(WARM_SECONDS)
         for asker in askers:
             asker.times.clear()
-        started = time.perf_counter()
+        started, cpu = time.perf_counter(), _cpu_seconds(server)
         await asyncio.sleep(seconds)
-        took = time.perf_counter() - started
+        took, cpu = time.perf_counter() - started, _cpu_seconds(server) - cpu
         times = sorted(each for asker in askers for each in asker.times)
-    return len(times) / took, times[len(times) * 99 // 100] * 1000
+    return Turn(len(times) / took, times[len(times) * 99 // 100] * 1000, cpu / len(times) * 1e6)
+
+
+def _cpu_seconds(server: psutil.Process) -> float:
+    times = server.cpu_times()
+    return times.user + times.system
 
 
 async def _until_it_answers(host: str, port: int, path: str) -> None:

@@ -19,6 +19,7 @@ from fundsvc.api.http.access import AccessControl
 from fundsvc.api.http.application import make_app
 from fundsvc.api.http.middleware import Middleware
 from fundsvc.api.http.server import ServerError, serve
+from fundsvc.api.http.shared_limits import local_windows
 from fundsvc.api.stream_epochs import StreamEpochs
 from fundsvc.api.valuation_inputs import appraising
 from fundsvc.metrics import Metrics
@@ -87,7 +88,7 @@ async def serving(config, pings=None, key=stream_key):
         operations = operations_endpoints(reader, metrics, pings or {}, needed=pings or ())
         funds = FundResources(reader, tail, Statistics(pool), AdlReader(pool), appraiser, config.policy.of)
         epochs = StreamEpochs(EpochStore(pool), Producer(stream, config.stream.partitions), config.stream.partitions)
-        middleware = Middleware(metrics, AccessControl(config.http, with_secret(config).token))
+        middleware = Middleware(metrics, AccessControl(config.http, with_secret(config).token, *local_windows(config.http)))
         routes = (
             *ContractResources(reader, key, epochs, MutualReader(pool)).routes,
             *FundCache(tail, funds.answer).routes,

@@ -21,6 +21,7 @@ from fundsvc.api.http.access import AccessControl
 from fundsvc.api.http.application import make_app
 from fundsvc.api.http.middleware import Middleware
 from fundsvc.api.http.server import serve
+from fundsvc.api.http.shared_limits import local_windows
 from fundsvc.api.ingest import Ingest
 from fundsvc.api.stream_epochs import StreamEpochs
 from fundsvc.core.contracts import partition_of
@@ -108,7 +109,7 @@ async def world_of(config, make=Producer):
     """Serves the ingest routes with access control; `make` creates the producer."""
     config = with_secret(config)
     async with open_pool(config.database.dsn, 4) as pool, open_client(config.stream) as client:
-        access_control = AccessControl(config.http, config.token)
+        access_control = AccessControl(config.http, config.token, *local_windows(config.http))
         reader, producer = Reader(pool), make(client, config.stream.partitions)
         epochs = StreamEpochs(EpochStore(pool), producer, config.stream.partitions)
         ingest = Ingest(config, reader, producer, epochs, access_control)

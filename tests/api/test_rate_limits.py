@@ -15,6 +15,7 @@ from fundsvc.api.http.errors import BadParameter
 from fundsvc.api.http.middleware import Middleware
 from fundsvc.api.http.rate_limits import Window
 from fundsvc.api.http.server import serve
+from fundsvc.api.http.shared_limits import local_windows
 from fundsvc.config.settings import HttpConfig, TokenConfig
 from fundsvc.metrics import Metrics
 
@@ -93,9 +94,8 @@ async def limited_client(token=None, clock=time.monotonic, **http):
     for path, handler in {"/": answering, "/wrong": failing, "/stream": streaming, "/healthz": answering}.items():
         application.router.add_get(path, handler)
     application.router.add_get("/risk", with_caller(answering, frozenset({"risk"})))
-    access_control = AccessControl(
-        HttpConfig(**{"requests_seconds": HOUR, **http}), token or TokenConfig(secret=SECRET), {"/healthz"}, clock
-    )
+    limits = HttpConfig(**{"requests_seconds": HOUR, **http})
+    access_control = AccessControl(limits, token or TokenConfig(secret=SECRET), *local_windows(limits, clock), {"/healthz"})
     Middleware(Metrics(), access_control).install(application, {})
     async with serve(application, "127.0.0.1", 0) as url, aiohttp.ClientSession(url) as client:
         yield client

@@ -1,6 +1,7 @@
 """The protocol of a WebSocket connection, and the limits of a client."""
 
 import asyncio
+import re
 import time
 from itertools import pairwise
 
@@ -13,7 +14,7 @@ from ledgers import fill, listing, owned
 from live import BALANCE, ENTRY, ORDER, POSITION, serving
 from tokens import SECRET, signed
 
-from fundsvc.api.websocket import connection, endpoints, entries
+from fundsvc.api.websocket import connection, endpoints, entries, reconnecting
 
 
 @pytest.fixture
@@ -264,13 +265,17 @@ async def test_stopping_service_closes_connections_with_1001(config, ledger):
             waiting = asyncio.create_task(socket.receive())
         message = await waiting
     assert (message.type, message.data) == (aiohttp.WSMsgType.CLOSE, 1001)
-    assert message.extra == "the service stops: reconnect, and subscribe with `after` to miss nothing"
+    assert re.fullmatch(r"the service stops: reconnect in \d+ ms, and subscribe with `after` to miss nothing", message.extra)
 
 
-async def test_connections_are_drained_one_by_one(config, ledger):
+async def test_connections_are_drained_one_by_one_with_different_delays(config, ledger, monkeypatch):
+    monkeypatch.setattr(reconnecting, "RECONNECTS_PER_SECOND", 0.1)
+    delays = []
+
     async def closed_at(socket):
         message = await socket.receive()
         assert (message.type, message.data) == (aiohttp.WSMsgType.CLOSE, 1001)
+        delays.append(reconnecting.reconnect_seconds(message.extra))
         await socket.close()
         return time.monotonic()
 
@@ -287,6 +292,8 @@ async def test_connections_are_drained_one_by_one(config, ledger):
         times = sorted([await closing for closing in waiting])
     assert all(later - earlier > 0.1 for earlier, later in pairwise(times))
     assert times[-1] - times[0] > 0.7
+    assert len(set(delays)) == 5
+    assert 0 <= min(delays) < max(delays) <= 5 / 0.1
 
 
 async def test_unsubscribed_contract_publishes_no_further_entries(service, ledger):

@@ -16,6 +16,7 @@ from test_engine import running, stopped
 from tokens import SECRET, bearer, signed
 
 from fundsvc.api.fund_cache import FundCache
+from fundsvc.api.http.shared_limits import open_limits
 from fundsvc.api.websocket import entries
 from fundsvc.api.websocket.endpoints import websocket_endpoints
 from fundsvc.core.policy import Policy
@@ -330,10 +331,11 @@ async def test_topics_receive_changes_only_while_they_are_open(config):
         open_client(config.stream) as client,
         open_adl_books(config, pool, client, metrics) as books,
         open_tail(config, metrics) as tail,
+        open_limits(config, client) as limits,
     ):
         ledger = AdlReader(pool)
         async with websocket_endpoints(
-            config, tail, FundCache(tail, answer_of), Reader(pool), ledger, books, metrics, lambda _: Policy()
+            config, tail, FundCache(tail, answer_of), Reader(pool), ledger, books, metrics, lambda _: Policy(), limits
         ):
             assert len(tail.listeners) == 5
         assert tail.listeners == []

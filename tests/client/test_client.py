@@ -1,6 +1,7 @@
 """The client settles every event once and reads every entry once, while servers are killed and emptied."""
 
 import asyncio
+import time
 from contextlib import asynccontextmanager
 from functools import partial
 
@@ -15,6 +16,7 @@ from served import fill as raw_fill
 from tokens import signed, with_secret
 
 from fundsvc.api.answers import FundAnswer
+from fundsvc.api.websocket import endpoints
 from fundsvc.api.websocket import entries as server_entries
 from fundsvc.client import topics
 from fundsvc.client.api import ApiError, Unavailable, open_api
@@ -168,6 +170,29 @@ async def test_entries_continue_after_the_service_has_restarted(config):
         async with service_of(config) as service:
             await service.append(*(raw_fill("AAA", seq) for seq in range(4, 9)))
             assert [(await anext(entries)).entry for _ in range(5)] == list(range(4, 9))
+
+
+async def test_client_reconnects_after_the_delay_of_a_stopping_service(config, monkeypatch):
+    monkeypatch.setattr(endpoints, "stop_reason", lambda _: "the service stops: reconnect in 2000 ms")
+    requested = []
+    async with connected(config) as api:
+        request = api.request
+
+        async def noted(*arguments, **options):
+            requested.append(time.monotonic())
+            return await request(*arguments, **options)
+
+        monkeypatch.setattr(api, "request", noted)
+        entries = topics.entries(api, "AAA")
+        async with service_of(config) as service:
+            await service.append(contract("AAA"), raw_fill("AAA", 1))
+            await service.fund("AAA")
+            assert (await anext(entries)).entry == 1
+            following = asyncio.ensure_future(anext(entries))
+        stopped, before = time.monotonic(), len(requested)
+        await eventually(lambda: len(requested) > before)
+        following.cancel()
+    assert requested[before] - stopped > 1.0
 
 
 NEW = contract("AAA", status="Open")

@@ -16,6 +16,7 @@ from fundsvc.api.http.access import AccessControl
 from fundsvc.api.http.application import make_app
 from fundsvc.api.http.middleware import Middleware
 from fundsvc.api.http.server import serve
+from fundsvc.api.http.shared_limits import local_windows
 from fundsvc.api.ingest import Ingest
 from fundsvc.api.stream_epochs import StreamEpochs
 from fundsvc.metrics import Metrics
@@ -75,7 +76,7 @@ class World:
 async def world_of(config):
     config = with_pools(with_secret(config), USDT=TERMS)
     async with open_pool(config.database.dsn, 4) as pool, open_client(config.stream) as client:
-        access_control = AccessControl(config.http, config.token)
+        access_control = AccessControl(config.http, config.token, *local_windows(config.http))
         reader, producer = Reader(pool), Producer(client, config.stream.partitions)
         epochs = StreamEpochs(EpochStore(pool), producer, config.stream.partitions)
         ingest = Ingest(config, reader, producer, epochs, access_control)

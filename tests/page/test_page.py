@@ -22,6 +22,7 @@ from test_engine import running
 from tokens import signed, with_secret
 
 from fundsvc.api import valuation_inputs
+from fundsvc.api.websocket import endpoints
 from fundsvc.core.contracts import contract_of
 from fundsvc.core.events import AdlFill, Fill, Mark, Position, Rate, Settle, Takeover, Unwind
 from fundsvc.core.fund.fullness import Target, TargetPolicy
@@ -538,6 +539,21 @@ async def test_restart_is_shown_and_leaves_no_gap(browser, config, producer, mis
         numbers = await window.entries()
         assert numbers == list(range(last + 1, last + 1 - len(numbers), -1))
         assert len(numbers) >= min(100, last + 1)
+
+
+@needs_browser
+async def test_page_reconnects_after_the_delay_of_a_stopping_service(browser, config, producer, monkeypatch):
+    monkeypatch.setattr(endpoints, "stop_reason", lambda _: "the service stops: reconnect in 2000 ms")
+    page, requested = await browser.new_page(), []
+    page.on("request", lambda request: "bullet" in request.url and requested.append(time.monotonic()))
+    async with serving(config) as url:
+        await listed(producer, "AAA")
+        window = Window(page, url)
+        await window.go("#/contract/AAA")
+        await window.connection("live")
+    stopped, before = time.monotonic(), len(requested)
+    await eventually(lambda: len(requested) > before)
+    assert requested[before] - stopped > 1.0
 
 
 @needs_browser

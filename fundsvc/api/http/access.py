@@ -6,7 +6,6 @@ Probes and scrapers are not counted.
 """
 
 import math
-import time
 from collections.abc import Awaitable, Callable, Iterable
 
 from aiohttp import hdrs, web
@@ -15,7 +14,7 @@ from multidict import istr
 
 from fundsvc.api.http.client_address import address_of
 from fundsvc.api.http.errors import Forbidden, NoToken, Problem, TooManyRequests
-from fundsvc.api.http.rate_limits import Clock, Window
+from fundsvc.api.http.rate_limits import Window
 from fundsvc.api.http.request_context import CONTEXT, REQUEST_ID, RequestContext
 from fundsvc.api.http.tokens import Caller, Role, Tokens
 from fundsvc.config.settings import HttpConfig, TokenConfig
@@ -81,15 +80,16 @@ def with_caller(handler: RouteHandler, roles: Roles, *, token_optional: bool = F
 class AccessControl:
     """Identifies and limits the clients of an API; raises ConfigError if the token configuration is invalid.
 
-    Requests for the paths in `uncounted` are not limited.
+    `requests` are the requests of all clients but matching engines, whose events and requests are `events`. Requests for the
+    paths in `uncounted` are not limited.
     """
 
     def __init__(
-        self, http: HttpConfig, token: TokenConfig, uncounted: Iterable[str] = (), clock: Clock = time.monotonic
+        self, http: HttpConfig, token: TokenConfig, requests: Window, events: Window, uncounted: Iterable[str] = ()
     ) -> None:
         self._tokens = Tokens(token)
-        self._requests = Window(http.requests_max, http.requests_seconds, clock)
-        self._events = Window(http.ingest_events_max, http.requests_seconds, clock)
+        self._requests = requests
+        self._events = events
         self._proxies = http.proxies
         self._origins = frozenset(http.origins)
         self._uncounted = frozenset(uncounted)

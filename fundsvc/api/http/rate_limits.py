@@ -30,8 +30,7 @@ class Window:
         """Counts `amount` for a client and returns True; returns False and counts nothing if that exceeds the limit."""
         now = self._clock()
         if now >= self._ends:
-            self._ends = now + self._seconds
-            self._taken = {}
+            self._begin(now + self._seconds)
         before = self._taken.get(client)
         if before is None:
             client, before = self._first(client)
@@ -50,6 +49,11 @@ class Window:
         """Returns the milliseconds until the next window."""
         left = self._ends - self._clock()
         return int(left * 1000) + 1 if left > 0 else 0
+
+    def _begin(self, ends: float) -> None:
+        """Begins a window that lasts until `ends`."""
+        self._ends = ends
+        self._taken = {}
 
     def _first(self, client: str) -> tuple[str, int]:
         """Returns the key and the count of a client that is new in this window."""

@@ -17,7 +17,7 @@ from fundsvc.api.http.big_integers import NUMBERS, Numbers
 from fundsvc.api.http.client_address import address_of
 from fundsvc.api.http.errors import BadParameter, TooManyRequests, Unavailable
 from fundsvc.api.http.routes import JSON, Endpoint, Media
-from fundsvc.api.http.slots import Slots
+from fundsvc.api.http.shared_limits import Limits
 from fundsvc.api.http.tokens import Caller, Tokens
 from fundsvc.api.websocket.balances import Balances
 from fundsvc.api.websocket.connection import Connection
@@ -26,7 +26,8 @@ from fundsvc.api.websocket.frames import welcome
 from fundsvc.api.websocket.instructions import Instructions
 from fundsvc.api.websocket.orders import Orders
 from fundsvc.api.websocket.positions import Positions
-from fundsvc.api.websocket.session_tokens import Claims, ConnectionTokens
+from fundsvc.api.websocket.reconnecting import stop_reason
+from fundsvc.api.websocket.session_tokens import Claims, ConnectionTokens, used_before
 from fundsvc.api.websocket.subscriber import CLOSE_SECONDS_MAX, Subscriber
 from fundsvc.api.websocket.topics import SHOWN_LENGTH_MAX, LedgerTopic, Topic
 from fundsvc.concurrency.background import keep_running
@@ -86,13 +87,14 @@ class BulletAnswer(Answer, frozen=True):
 class WebSocketEndpoints:
     """Issues connection tokens and serves the connections. `topics` are those to which clients can subscribe."""
 
-    def __init__(self, config: Config, topics: Mapping[str, Topic], metrics: Metrics) -> None:
+    def __init__(self, config: Config, topics: Mapping[str, Topic], metrics: Metrics, limits: Limits) -> None:
         self.topics = tuple(topics.values())
         self._config = config
         self._topics = topics
         self._metrics = metrics
         self._subscribers: set[Subscriber] = set()
-        self._slots = Slots(config.websocket.clients_max, config.websocket.client_connections_max)
+        self._limits = limits
+        self._slots = limits.connections
         self._access_tokens = Tokens(config.token)
         self._tokens = ConnectionTokens(config.token.secret, AUDIENCE, config.token.leeway_seconds)
         bullet = {200: Media(JSON, BulletAnswer, in_envelope=True)}
@@ -126,6 +128,8 @@ class WebSocketEndpoints:
         self._check_limits(clients)
         with self._slots.taken(*clients):
             self._tokens.redeem(claims)
+            if not await self._limits.claim(claims.id, claims.expires - time.time()):
+                raise used_before()
             await self._serve(request, socket, claims, numbers)
         return socket
 
@@ -174,13 +178,14 @@ class WebSocketEndpoints:
     async def close_connections(self, _application: web.Application) -> None:
         """Closes all connections because the service stops.
 
-        Spreads them over `http.drain_seconds` in random order, so that the other processes receive them one by one.
+        Spreads them over `http.drain_seconds` in random order, and gives each client a delay, so that the other processes
+        receive them one by one.
         """
         subscribers = random.sample(list(self._subscribers), len(self._subscribers))
         began, drain_seconds = time.monotonic(), self._config.http.drain_seconds
         for place, subscriber in enumerate(subscribers):
             await asyncio.sleep(began + drain_seconds * place / len(subscribers) - time.monotonic())
-            subscriber.close(WSCloseCode.GOING_AWAY, "the service stops: reconnect, and subscribe with `after` to miss nothing")
+            subscriber.close(WSCloseCode.GOING_AWAY, stop_reason(len(subscribers)))
 
     def _bullet(self, request: web.Request, caller: Caller | None) -> web.Response:
         config = self._config.websocket
@@ -243,6 +248,7 @@ async def websocket_endpoints(
     books: AdlBooks,
     metrics: Metrics,
     policy_of: Callable[[str], Policy],
+    limits: Limits,
     others: Sequence[Topic] = (),
 ) -> AsyncIterator[WebSocketEndpoints]:
     """Opens the topics of the ledger and publishes changes to their subscribers while the context is open.
@@ -259,7 +265,7 @@ async def websocket_endpoints(
         running = [tasks.create_task(keep_running("topics", work, log)) for work in works]
         try:
             with _subscribed(tail, topics):
-                yield WebSocketEndpoints(config, {topic.path: topic for topic in (*topics, *others)}, metrics)
+                yield WebSocketEndpoints(config, {topic.path: topic for topic in (*topics, *others)}, metrics, limits)
         finally:
             for task in running:
                 task.cancel()

@@ -1,7 +1,7 @@
 """Connection tokens: valid for one connection, for a short time, from the address that requested them.
 
 Tokens are signed, so any process with the same secret accepts them. Each process remembers the tokens that it has accepted
-until they expire, so a token is valid once per process.
+until they expire, so a token is valid once per process, and once for all processes that share their limits.
 """
 
 import hmac
@@ -66,7 +66,7 @@ class ConnectionTokens:
         ids = str(claims["role"]), str(claims["account"]), str(claims["jti"])
         found = Claims(*ids, expires, str(claims.get("from", "")))
         if found.id in self._redeemed:
-            raise _wrong("it was used before")
+            raise used_before()
         return found
 
     def redeem(self, claims: Claims) -> None:
@@ -76,6 +76,11 @@ class ConnectionTokens:
             self._redeemed.discard(self._expiring.popleft().id)
         self._redeemed.add(claims.id)
         self._expiring.append(claims)
+
+
+def used_before() -> WrongToken:
+    """Returns the error for a token that was redeemed before."""
+    return _wrong("it was used before")
 
 
 def _wrong(reason: str) -> WrongToken:

@@ -15,6 +15,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from fundsvc.store.database import StoreFault
 from fundsvc.store.hosts import dial
 from fundsvc.store.schema import check_encoding, check_partitions, is_outdated, newest_revision
+from fundsvc.store.server_checks import check_sessions
 
 log = structlog.get_logger()
 
@@ -29,10 +30,11 @@ async def migrate(owner_dsn: str, partitions: int) -> None:
     """Creates or upgrades the schema and the partitions as the database's owner. A newer schema stays unchanged.
 
     Raises ValueError if the database has another number of partitions, because contracts would change their stream, or if its
-    encoding is not UTF8. Raises StoreFault if the database is unreachable.
+    encoding is not UTF8, or if a connection pooler does not keep sessions. Raises StoreFault if the database is unreachable.
     """
     engine = create_async_engine("postgresql+asyncpg://", async_creator=lambda: dial(owner_dsn))
     try:
+        await check_sessions(owner_dsn)
         async with engine.begin() as connection:
             check_encoding((await connection.execute(text("SHOW server_encoding"))).scalar_one())
             await connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
@@ -45,7 +47,7 @@ async def migrate(owner_dsn: str, partitions: int) -> None:
                 {"n": partitions},
             )
             found = (await connection.execute(text("SELECT count(*) FROM partitions"))).scalar_one()
-    except (OSError, SQLAlchemyError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+    except (OSError, SQLAlchemyError, asyncpg.PostgresError, asyncpg.InterfaceError, StoreFault) as error:
         raise StoreFault(f"cannot migrate: {error}") from error
     finally:
         await engine.dispose()
