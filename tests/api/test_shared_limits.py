@@ -207,7 +207,8 @@ async def handshake(service, token):
         return refused.status, None
 
 
-async def test_connection_token_is_valid_once_for_all_processes(config):
+async def test_connection_token_is_valid_once_for_all_processes(config, monkeypatch):
+    monkeypatch.setattr(shared_limits, "CLAIM_SECONDS_MAX", 30.0)  # on a busy machine a handshake would do without the claim
     async with two_processes(config) as (one, other):
         token = (await one.bullet())["token"]
         assert [(await handshake(service, token))[0] for service in (other, one, other)] == [101, 401, 401]
@@ -247,7 +248,7 @@ async def test_silent_stream_server_delays_no_request(config, servers):
                 assert [limits.requests.take("anna") for _ in range(11)] == [True] * 10 + [False]
                 assert time.monotonic() - began < 0.1
                 assert await limits.claim("two", 60)
-                assert time.monotonic() - began < shared_limits.CLAIM_SECONDS_MAX + 0.5
+                assert time.monotonic() - began < 2  # the driver would wait for 3 s
                 await eventually(lambda: [line["part"] for line in logs if line["event"] == "fault"] == ["limits"], 10)
                 proxy.pass_on()
                 await eventually(lambda: any(line["event"] == "recovered" for line in logs), seconds=10)

@@ -31,7 +31,8 @@ async def balancer(directory, *services):
     port, settings = free_port(), directory / "haproxy.cfg"
     text = SETTINGS.replace("bind :8000", f"bind 127.0.0.1:{port}")
     for number, service in enumerate(services, 1):
-        text = text.replace(f"api-{number}:8080 check", f"127.0.0.1:{URL(service.url).port} check inter 100 fall 1 rise 1")
+        # Without health checks, which time out on a busy machine.
+        text = text.replace(f"api-{number}:8080 check", f"127.0.0.1:{URL(service.url).port}")
     settings.write_text(text)
     with (directory / "haproxy.log").open("wb") as log:
         process = await asyncio.create_subprocess_exec(program, "-db", "-f", settings, stdout=log, stderr=log)
@@ -66,7 +67,7 @@ def clients(services):
 
 async def test_balancer_spreads_topics_by_symbol(apis, tmp_path):
     async with balancer(tmp_path, *apis) as url, aiohttp.ClientSession(url) as http:
-        await eventually(lambda: answers(http), seconds=10)
+        await eventually(lambda: answers(http), seconds=30)
 
         async def chosen(symbol):
             """Subscribes to a symbol; returns the number of the process that has the connection."""
