@@ -280,10 +280,14 @@ async def test_queue_of_one_position_has_empty_sections(world):
 
 async def test_queue_without_a_mark_is_empty(world):
     await world.send(listing("OTHERUSDTM"), position("secret", 5, symbol="OTHERUSDTM"))
+    (other,) = await eventually(lambda: positions_of(world, "secret"))
     queue = await world.data("/api/v1/adl/OTHERUSDTM/queue")
     assert (queue["markPrice"], queue["long"], queue["short"]) == (None, [], [])
-    (other,) = (await world.data("/api/v1/adl/positions", account="secret"))["positions"]
     assert (other["lots"], other["rank"], other["unrealisedPnl"], other["score"]) == (5, None, None, None)
+
+
+async def positions_of(world, account):
+    return (await world.data("/api/v1/adl/positions", account=account))["positions"]
 
 
 INVERSE = listing("XBTUSDM", settleCurrency="XBT", multiplier=-1, isInverse=True)
