@@ -56,6 +56,7 @@ from fundsvc.mutual.store.reader import MutualReader
 from fundsvc.readmodel.adl_books import open_adl_books
 from fundsvc.readmodel.ledger_tail import open_tail
 from fundsvc.store.adl import AdlReader
+from fundsvc.store.archive.files import ArchiveFiles
 from fundsvc.store.database import SQL, Pool, StoreFault, faults, open_pool
 from fundsvc.store.inventories import InventoryReader
 from fundsvc.store.partition_state import check_decimals
@@ -222,7 +223,8 @@ async def _serving(
     pings: dict[str, Ping] = {"stream": ping_stream, "durability": durable.check}
     if engine:
         pings["settling"] = engine.check
-    reader = Reader(pool)
+    files = ArchiveFiles(config.archive.location)
+    reader = Reader(pool, files)
     needed = ("stream", "settling") if engine else ()
     if not public:
         async with reserved(config, PROBE_CONNECTIONS) as probing:
@@ -258,11 +260,11 @@ async def _serving(
         funds = FundResources(
             reader,
             tail,
-            Statistics(pool),
+            Statistics(pool, files),
             ledger,
             appraiser,
             policy_of,
-            Reader(exporting),
+            Reader(exporting, files),
             exports,
             config.ledger.secrets,
         )

@@ -338,6 +338,11 @@ WHERE (symbol, seq) IN (SELECT * FROM unnest($1::text[], $2::bigint[]))
 -- Rejected events of some contracts with some sequences.
 SELECT digest FROM rejected WHERE event_symbol = ANY ($1) AND event_seq = ANY ($2);
 
+-- name: sequences_archived
+-- The archived ranges of some contracts: the last entry, and the highest sequence up to it.
+SELECT b.symbol, b.entry, a.seq FROM archive_bounds b JOIN archives a ON a.symbol = b.symbol AND a.last_entry = b.entry
+WHERE b.symbol = ANY ($1);
+
 -- name: sequences_settled
 -- The settlements of some contracts with some sequences.
 SELECT symbol, closed_seq AS seq, closed_price AS price, closed_at AS ts FROM contracts
@@ -783,16 +788,16 @@ JOIN entries z ON z.symbol = $1 AND z.entry = b.last_entry
 ORDER BY b.since;
 
 -- name: entries_ascending
--- For the public: without the account.
+-- For the public: without the account. `bound` is the last archived entry, NULL without one.
 SELECT symbol, entry, seq, kind, change, balance, uncovered, repaid, side, lots, price, bankruptcy_price, trade_id, order_id,
-       ts, seal, closes, forced, recorded_at, hash
+       ts, seal, closes, forced, recorded_at, hash, (SELECT b.entry FROM archive_bounds b WHERE b.symbol = $1) AS bound
 FROM entries WHERE symbol = $1 AND entry BETWEEN $2 AND $3 AND ($4::text IS NULL OR kind = $4) AND ts BETWEEN $5 AND $6
 ORDER BY entry LIMIT $7;
 
 -- name: entries_descending
--- For the public: without the account.
+-- For the public: without the account. `bound` is the last archived entry, NULL without one.
 SELECT symbol, entry, seq, kind, change, balance, uncovered, repaid, side, lots, price, bankruptcy_price, trade_id, order_id,
-       ts, seal, closes, forced, recorded_at, hash
+       ts, seal, closes, forced, recorded_at, hash, (SELECT b.entry FROM archive_bounds b WHERE b.symbol = $1) AS bound
 FROM entries WHERE symbol = $1 AND entry BETWEEN $2 AND $3 AND ($4::text IS NULL OR kind = $4) AND ts BETWEEN $5 AND $6
 ORDER BY entry DESC LIMIT $7;
 
@@ -1046,16 +1051,17 @@ UPDATE rollup_progress p SET entry = h.entry, sound = h.entry, clock = h.clock
 FROM (SELECT symbol, max(last_entry) AS entry, max(clock) AS clock FROM hours GROUP BY symbol) h WHERE p.symbol = h.symbol;
 
 -- name: rollups_of
--- The hours of a contract.
+-- The hours of a contract after an entry, which ends an hour.
 SELECT hour, first_entry, last_entry, opening, highest, lowest, closing, credited, paid, uncovered, repaid, covered, fills, earliest,
        latest
-FROM rollups WHERE symbol = $1 ORDER BY hour;
+FROM rollups WHERE symbol = $1 AND first_entry > $2 ORDER BY hour;
 
 -- name: rollup_progress
 SELECT entry, sound, clock FROM rollup_progress WHERE symbol = $1;
 
 -- name: rollups_delete
-DELETE FROM rollups WHERE symbol = $1;
+-- Deletes the hours of a contract after an entry, which ends an hour.
+DELETE FROM rollups WHERE symbol = $1 AND first_entry > $2;
 
 -- name: rollups_mark_unsound
 UPDATE rollup_progress SET sound = 0;
