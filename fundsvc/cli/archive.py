@@ -109,16 +109,16 @@ def restore(
         async with _archiving(config) as (archiver, moves, pool):
             stubs = await moves.stubs([await ledger_key(pool, symbol)])
             wanted = [known.stub for known in stubs if entry <= known.stub.last_entry <= known.bound]
+            files = ArchiveFiles(str(source)) if source else None
+            if not wanted:
+                raise LookupError(f"no entry of {symbol} from {entry} on is archived")
             with Bars() as bars:
                 task = bars.add_task("entries restored", total=sum(stub.entries for stub in wanted))
-                for stub in reversed(wanted):
-                    try:
-                        await archiver.restore(
-                            stub, lambda done: bars.advance(task, done), ArchiveFiles(str(source)) if source else None
-                        )
-                    except NotArchived as difference:
-                        Terminal(stderr=True).print(f"fundsvc: {difference}", style="red", soft_wrap=True)
-                        return NO
+                try:
+                    await archiver.restore(wanted, lambda done: bars.advance(task, done), files)
+                except NotArchived as difference:
+                    Terminal(stderr=True).print(f"fundsvc: {difference}", style="red", soft_wrap=True)
+                    return NO
         Terminal().print(f"restored {sum(stub.entries for stub in wanted):,} entries of {symbol}")
         return DONE
 

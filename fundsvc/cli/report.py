@@ -96,7 +96,7 @@ def report(
         wanted = (day or datetime.now(UTC) - timedelta(days=1)).date()
         program = _browser(browser) if pdf else ""
         async with prepared(config) as complete, connected(complete) as (pool, _):
-            found = await day_of(pool, wanted)
+            found = await day_of(pool, wanted, ArchiveFiles(complete.archive.location))
         path = output or Path(f"fundsvc-{wanted.isoformat()}.html")
         path.write_text(html_report(found))
         if pdf:

@@ -17,7 +17,7 @@ from fundsvc.core.contracts import Contract
 from fundsvc.core.fund.chain import Entry
 from fundsvc.core.fund.inventory import HoldingState, Inventory, Tranche, TrancheState
 from fundsvc.core.fund.settlement import Fund
-from fundsvc.store.archive.ranges import SQL as ARCHIVE_SQL
+from fundsvc.store.archive.ranges import ARCHIVE_SQL
 from fundsvc.store.database import SQL
 from fundsvc.store.writer import holding_from
 

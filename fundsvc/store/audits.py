@@ -35,7 +35,7 @@ from fundsvc.core.numbers import INT64_MAX
 from fundsvc.core.policy import SavedGuard
 from fundsvc.core.times import AHEAD_SECONDS_MAX
 from fundsvc.store.archive.files import Row
-from fundsvc.store.archive.ranges import SQL as ARCHIVE_SQL
+from fundsvc.store.archive.ranges import ARCHIVE_SQL
 from fundsvc.store.audit_inventories import (
     PAGE_TRANCHES,
     HeldLots,

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import asyncpg
 from asyncpg.pool import PoolConnectionProxy
 
-from fundsvc.store.archive.ranges import SQL as ARCHIVE_SQL
+from fundsvc.store.archive.ranges import ARCHIVE_SQL
 from fundsvc.store.database import SQL, acquired, faults, transaction
 
 ENTRIES_PER_STATEMENT_MAX = 50_000

@@ -61,9 +61,8 @@ class Mover:
         return [known.stub for known in await self.moves.stubs([symbol])]
 
     async def restore(self, symbol):
-        """Restores all ranges of a contract, the last one first."""
-        for stub in reversed(await self.stubs(symbol)):
-            await self.archiver.restore(stub, lambda _: None)
+        """Restores all ranges of a contract."""
+        await self.archiver.restore(await self.stubs(symbol), lambda _: None)
 
 
 @asynccontextmanager

@@ -96,18 +96,20 @@ class Archiver:
             progress(removed)
         return found
 
-    async def restore(self, stub: Stub, progress: Progress, files: ArchiveFiles | None = None) -> None:
-        """Inserts the entries of a range into the table again, and then lets readers use these.
+    async def restore(self, stubs: Sequence[Stub], progress: Progress, files: ArchiveFiles | None = None) -> None:
+        """Inserts the entries of the last ranges of a contract into the table again, and then lets readers use these.
 
-        Ranges after it must be restored first. `files` has the file if the location of the archive does not.
+        `files` has the files if the location of the archive does not.
         """
-        source = files or self._files
-        await check_file(source, stub, self._secrets)
-        async for rows in file_rows(source, stub):
-            await self._moves.restore(rows)
-            progress(len(rows))
+        source, symbol, left = files or self._files, stubs[0].symbol, stubs[0].first_entry - 1
+        await self._moves.begin_restoring(symbol, left)
+        for stub in stubs:
+            await check_file(source, stub, self._secrets)
+            async for rows in file_rows(source, stub):
+                await self._moves.restore(rows)
+                progress(len(rows))
         await asyncio.sleep(RESTORE_SECONDS)
-        await self._moves.set_bound(stub.symbol, stub.first_entry - 1)
+        await self._moves.set_bound(symbol, left)
 
     async def _write_range(self, symbol: str, before: Stub | None, upto: int) -> Stub:
         """Verifies and writes the next range of a contract; returns its stub, which is stored."""

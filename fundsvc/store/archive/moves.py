@@ -12,7 +12,7 @@ import asyncpg
 
 from fundsvc.core.fund.archive import Stub
 from fundsvc.store.archive.files import Row
-from fundsvc.store.archive.ranges import SQL
+from fundsvc.store.archive.ranges import ARCHIVE_SQL
 from fundsvc.store.database import Pool, acquired, connect, faults, transaction
 
 REMOVED_ROWS = 10_000
@@ -98,6 +98,10 @@ class Moves:
             await self.fetch("remove", symbol, first, last, kept)
             yield last - first + 1
 
+    async def begin_restoring(self, symbol: str, after: int) -> None:
+        """Notes that the table may have entries after one again, so that a later run removes what an ended process restored."""
+        await self.fetch("restoring", symbol, after)
+
     async def restore(self, rows: Sequence[Row]) -> None:
         """Inserts archived entries into the table again."""
         columns = [[row[name] for row in rows] for name in rows[0]]
@@ -106,21 +110,21 @@ class Moves:
     async def fetch(self, block: str, *parameters: object) -> list[asyncpg.Record]:
         """Returns the rows of a statement of this package."""
         with faults():
-            return await self._connection.fetch(SQL[block], *parameters)
+            return await self._connection.fetch(ARCHIVE_SQL[block], *parameters)
 
 
 async def hours_digest(pool: Pool, stub: Stub) -> bytes:
     """Returns the present digest of the rollups of a range; raises StoreFault."""
     with faults():
         async with acquired(pool) as connection:
-            return bytes(await connection.fetchval(SQL["hours"], stub.symbol, stub.first_entry, stub.last_entry))
+            return bytes(await connection.fetchval(ARCHIVE_SQL["hours"], stub.symbol, stub.first_entry, stub.last_entry))
 
 
 async def list_stubs(pool: Pool, symbols: Sequence[str] | None) -> list[KnownStub]:
     """Returns the stubs of some contracts or of all, in order; raises StoreFault."""
     with faults():
         async with acquired(pool) as connection:
-            return _known(await connection.fetch(SQL["stubs"], symbols))
+            return _known(await connection.fetch(ARCHIVE_SQL["stubs"], symbols))
 
 
 def _known(rows: Iterable[asyncpg.Record]) -> list[KnownStub]:

@@ -103,6 +103,9 @@ FROM adl_orders o CROSS JOIN LATERAL (
 ) r
 WHERE o.symbol = $1 AND o.origin <> 'shortfall' AND r.entry BETWEEN $2 AND $3;
 
+-- name: restoring
+UPDATE archive_bounds SET removed = least(removed, $2) WHERE symbol = $1;
+
 -- name: restore
 -- Inserts archived entries again; those that the table kept are skipped.
 INSERT INTO entries (symbol, entry, seq, kind, change, balance, uncovered, repaid, side, lots, price, bankruptcy_price, trade_id,
@@ -144,3 +147,10 @@ SELECT coalesce((
     WHERE e.symbol = $1 AND e.entry > $2 AND NOT EXISTS (SELECT FROM rejected r WHERE r.symbol = e.symbol AND r.entry = e.entry)
     ORDER BY e.entry LIMIT 1
 ), 9223372036854775807);
+
+-- name: archived_spans
+-- The archived entries of the hours from $1 to before $2, by contract, with the contract's scales.
+SELECT r.symbol, min(r.first_entry) AS first_entry, max(r.last_entry) AS last_entry, c.price_decimals, c.settle_currency, c.settle_decimals
+FROM archive_bounds b JOIN contracts c USING (symbol) JOIN rollups r USING (symbol)
+WHERE r.hour >= $1 AND r.hour < $2 AND r.last_entry <= b.entry
+GROUP BY r.symbol, c.price_decimals, c.settle_currency, c.settle_decimals ORDER BY r.symbol;

@@ -14,7 +14,7 @@ import asyncpg
 from fundsvc.store.archive.files import ALL, SECONDS_MAX, ArchiveFiles, FileRange, Row, Wanted
 from fundsvc.store.database import Pool, acquired, faults, statements
 
-SQL = statements("fundsvc.store.archive")
+ARCHIVE_SQL = statements("fundsvc.store.archive")
 """The statements of queries.sql of this package by name."""
 
 AHEAD_MICROSECONDS = 300_000_000
@@ -70,7 +70,7 @@ class Archives:
         """Returns the rows of a statement of this package."""
         with faults():
             async with asyncio.timeout(SECONDS_MAX), acquired(self._pool) as connection:
-                return await connection.fetch(SQL[block], *parameters)
+                return await connection.fetch(ARCHIVE_SQL[block], *parameters)
 
     async def _ranges(self, symbol: str, first: int, last: int) -> Sequence[FileRange]:
         rows = await self.fetch("files", symbol, first, last) if first <= last else []
