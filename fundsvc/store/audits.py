@@ -70,13 +70,14 @@ class Progress(NamedTuple):
     """Progress of a walk through a contract's ledger.
 
     `entry` is the last verified entry. `good` is False if the last part had differences. `age_seconds` is the time since the
-    walk last reached the end without differences.
+    walk last reached the end without differences. `archived` is the last archived entry, which walks do not read.
     """
 
     symbol: str
     entry: int
     good: bool
     age_seconds: float | None
+    archived: int = 0
 
 
 async def audit_progress(pool: Pool, walk: Walk) -> list[Progress]:

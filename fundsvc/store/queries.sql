@@ -1103,9 +1103,11 @@ WITH RECURSIVE written (symbol) AS (
 SELECT symbol, coalesce(f.entry, 0) AS entry FROM known LEFT JOIN funds f USING (symbol) ORDER BY symbol;
 
 -- name: audit_progress
--- The progress of walks through the ledgers, and the time since each last verified an end without a difference.
-SELECT symbol, entry, good, extract(epoch FROM clock_timestamp() - verified_at)::float8 AS age_seconds
-FROM audit_progress WHERE walk = $1;
+-- The progress of walks through the ledgers, the time since each last verified an end without a difference, and the last archived
+-- entry, which walks do not read.
+SELECT p.symbol, p.entry, p.good, extract(epoch FROM clock_timestamp() - p.verified_at)::float8 AS age_seconds,
+       coalesce(b.entry, 0) AS archived
+FROM audit_progress p LEFT JOIN archive_bounds b USING (symbol) WHERE p.walk = $1;
 
 -- name: audit_of
 -- The walks through the ledger of a contract.

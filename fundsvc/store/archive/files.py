@@ -33,6 +33,9 @@ THREADS = 4
 SECONDS_MAX = 8.0
 """How long a read may take. HTTP clients give up after that."""
 
+KINDS = b"kinds"
+"""The key in a footer of the kinds of each row group, so that a search for a rare kind reads few of them."""
+
 PIECE_BYTES = 1_000_000
 """The size of a read while a file is hashed."""
 
@@ -64,7 +67,7 @@ _COLUMNS = (
 class ArchiveUnreachable(StoreFault):
     """A file of archived entries cannot be read or written. `public_text` is safe to publish; the message has all details."""
 
-    public_text = "these entries are archived, and the archive is unreachable: retry later"
+    public_text = "these entries are archived, and the archive is unreachable: retry later, or request a shorter time"
 
 
 class FileRange(NamedTuple):
@@ -105,6 +108,7 @@ class ArchiveFiles:
     def __init__(self, location: str) -> None:
         self._location = location
         self._threads = ThreadPoolExecutor(THREADS, "archive")
+        self._kinds = lru_cache(CACHED_FOOTERS)(self._read_kinds)
         self._footer = lru_cache(CACHED_FOOTERS)(self._read_footer)
         self._group = lru_cache(CACHED_GROUPS)(self._read_group)
 
@@ -185,17 +189,23 @@ class ArchiveFiles:
         with self._open(path) as file:
             return parquet.read_metadata(file)
 
+    def _read_kinds(self, path: str) -> list[set[str]]:
+        """Returns the kinds of the entries of each row group."""
+        return [set(kinds.split(",")) for kinds in self._footer(path).metadata[KINDS].decode().split(";")]
+
     def _read_group(self, path: str, group: int) -> Any:
         from pyarrow import parquet  # noqa: PLC0415
 
         with self._open(path) as file:
             return parquet.ParquetFile(file, metadata=self._footer(path)).read_row_group(group)
 
-    def _tables(self, one: FileRange, *, descending: bool = False) -> Iterator[Any]:
-        """Yields the wanted entries of a range as tables of up to ROWS_PER_GROUP rows."""
+    def _tables(self, one: FileRange, wanted: Wanted = ALL, *, descending: bool = False) -> Iterator[Any]:
+        """Yields the entries of a range as tables of up to ROWS_PER_GROUP rows, without groups that have no wanted kind."""
         first, last = one.first - one.file_first, one.last - one.file_first
         groups = range(first // ROWS_PER_GROUP, last // ROWS_PER_GROUP + 1)
         for group in reversed(groups) if descending else groups:
+            if wanted.kind is not None and wanted.kind not in self._kinds(one.path)[group]:
+                continue
             begin = max(0, first - group * ROWS_PER_GROUP)
             end = min(ROWS_PER_GROUP, last - group * ROWS_PER_GROUP + 1)
             yield self._group(one.path, group).slice(begin, end - begin)
@@ -203,7 +213,7 @@ class ArchiveFiles:
     def _select(self, ranges: Sequence[FileRange], count: int, wanted: Wanted, *, descending: bool) -> list[Row]:
         rows: list[Row] = []
         for one in reversed(ranges) if descending else ranges:
-            for table in self._tables(one, descending=descending):
+            for table in self._tables(one, wanted, descending=descending):
                 found = table if wanted.is_all else _filtered(table, wanted)
                 rest = min(count - len(rows), found.num_rows)
                 part = _rows(found.slice(found.num_rows - rest) if descending else found.slice(0, rest))
@@ -241,6 +251,7 @@ class FileWriter:
         self._sink = system.open_output_stream(path)
         self._writer = parquet.ParquetWriter(self._sink, self._schema, compression="zstd")
         self._rows: list[Any] = []
+        self._kinds: list[str] = []
 
     def __enter__(self) -> Self:
         return self
@@ -260,6 +271,7 @@ class FileWriter:
         """Writes the rest and the footer, and waits until a local file is on the disk."""
         if self._rows:
             self._write(self._rows)
+        self._writer.add_key_value_metadata({KINDS: ";".join(self._kinds)})
         self.__exit__(None, None, None)
         if self._local:
             for path in (self._local, self._local.parent):
@@ -268,6 +280,7 @@ class FileWriter:
                 os.close(descriptor)
 
     def _write(self, rows: Sequence[Any]) -> None:
+        self._kinds.append(",".join(sorted({row["kind"] for row in rows})))
         arrays = [self._pyarrow.array([row[field.name] for row in rows], field.type) for field in self._schema]
         self._writer.write_table(self._pyarrow.table(arrays, schema=self._schema))
 

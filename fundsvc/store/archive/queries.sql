@@ -70,9 +70,6 @@ SELECT sha256(convert_to(coalesce(string_agg(concat_ws(
 ), '/' ORDER BY hour), ''), 'UTF8'))
 FROM rollups WHERE symbol = $1 AND first_entry BETWEEN $2 AND $3;
 
--- name: entry_hash
-SELECT hash FROM entries WHERE symbol = $1 AND entry = $2;
-
 -- name: stub_add
 INSERT INTO archives (symbol, first_entry, last_entry, previous_hash, last_hash, seq, clock, path, bytes, digest, hours, checkpoint,
                       signature)
