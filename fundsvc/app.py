@@ -56,7 +56,7 @@ from fundsvc.mutual.store.reader import MutualReader
 from fundsvc.readmodel.adl_books import open_adl_books
 from fundsvc.readmodel.ledger_tail import open_tail
 from fundsvc.store.adl import AdlReader
-from fundsvc.store.archive.files import ArchiveFiles
+from fundsvc.store.archive.files import ArchiveFiles, load_library
 from fundsvc.store.database import SQL, Pool, StoreFault, faults, open_pool
 from fundsvc.store.inventories import InventoryReader
 from fundsvc.store.partition_state import check_decimals
@@ -151,6 +151,8 @@ async def run_service(
 
     Awaits `started` once, with the HTTP address ("" without one).
     """
+    if api and config.archive.location:
+        load_library()
     tune_interpreter()  # takes 60 ms the first time, so it runs before anything is served
     parts = [name for name, runs in (("engine", engine), ("api", api)) if runs]
     metrics = Metrics()

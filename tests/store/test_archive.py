@@ -1,5 +1,7 @@
 """Archived entries are read from files as they were from the table, and only they may leave it."""
 
+import asyncio
+
 import asyncpg
 import pytest
 from archives import BEGINNING, HOUR_MS, POLICY, SECRETS, SYMBOLS, TS, history, mover, settle
@@ -19,7 +21,7 @@ from fundsvc.store.archive.files import ArchiveFiles, ArchiveUnreachable
 from fundsvc.store.audits import VerifiedPart, keep_verified, read_parts
 from fundsvc.store.database import open_pool
 from fundsvc.store.days import Days
-from fundsvc.store.exports import open_ledger
+from fundsvc.store.exports import Line, open_ledger
 from fundsvc.store.reader import Reader
 from fundsvc.store.rollups import condense, mark_unsound, rebuild
 from fundsvc.store.statistics import Statistics
@@ -147,6 +149,30 @@ SELECT symbol, last_entry + {0}, last_entry + {0}, last_hash, last_hash, seq, cl
 FROM archives WHERE symbol = 'AAA' ORDER BY last_entry DESC LIMIT 1
 """
 """A stub that follows the last one, or leaves a gap, with a hash that the ledger does not have."""
+
+
+async def test_reads_during_archiving_and_restoring_miss_nothing(ledger, config, pool, files):
+    reader, ended = Reader(pool, files), asyncio.Event()
+    before = {kind: await paged(reader, "AAA", forward=True, kind=kind) for kind in (None, "flat")}
+
+    async def read():
+        rounds = 0
+        while not ended.is_set():
+            for kind, rows in before.items():
+                assert await paged(reader, "AAA", forward=rounds % 2 == 0, kind=kind) == rows[:: 1 if rounds % 2 == 0 else -1]
+            exported = await open_ledger(pool, "AAA", files)
+            assert len([line async for line in exported.lines() if isinstance(line, Line)]) == len(before[None])
+            rounds += 1
+        return rounds
+
+    reading = asyncio.create_task(read())
+    async with mover(config, files) as moving:
+        for cut in range(TS + 5 * HOUR_MS, CUT, 4 * HOUR_MS):
+            await moving.archive(cut, ["AAA"])
+        await moving.restore("AAA")
+        await moving.archive(CUT, ["AAA"])
+    ended.set()
+    assert await reading > 1
 
 
 async def test_schema_lets_only_archived_entries_leave(ledger, config, files, owner_connection):

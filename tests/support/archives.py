@@ -9,10 +9,12 @@ from fundsvc.cli.tools.archiving import Archiver
 from fundsvc.core.commitment import secrets_of
 from fundsvc.core.events import AdlEnd, AdlFill, Mark, Position, Rejection, Takeover, Unwind
 from fundsvc.core.policy import Policy
+from fundsvc.store.archive.files import load_library
 from fundsvc.store.archive.moves import open_moves
 from fundsvc.store.database import open_pool
 
 HOUR_MS = 3_600_000
+load_library()  # as an API does at its start
 SYMBOLS = ("AAA", "HELD")
 SECRETS = secrets_of("x" * 32, [])
 POLICY = Policy(rounds_max=1)

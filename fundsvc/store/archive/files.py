@@ -149,10 +149,7 @@ class ArchiveFiles:
             raise ArchiveUnreachable(
                 "entries are archived, but archive.location is not set: set it to the place of their files"
             )
-        try:
-            import pyarrow  # noqa: PLC0415 - optional, and slow to import
-        except ImportError:
-            raise ArchiveUnreachable("archives need the package pyarrow: pip install 'fundsvc[parquet]'") from None
+        pyarrow = load_library()
         try:
             return work()
         except (OSError, pyarrow.ArrowException) as error:
@@ -165,7 +162,7 @@ class ArchiveFiles:
         return f"{scheme}{separator}{rest.rpartition('@')[2].partition('?')[0]}"
 
     def _opened(self) -> tuple[Any, str]:
-        from pyarrow import fs  # noqa: PLC0415 - optional, and slow to import
+        from pyarrow import fs  # noqa: PLC0415
 
         if "://" in self._location:
             return fs.FileSystem.from_uri(self._location)  # type: ignore[no-any-return]
@@ -232,6 +229,22 @@ class ArchiveFiles:
                     column = table.column(name)
                     found[name] += (column.cast(pyarrow.int64()) if name == "recorded_at" else column).to_pylist()
         return found
+
+
+def load_library() -> Any:
+    """Imports pyarrow, which is optional, and returns it; raises ArchiveUnreachable without it.
+
+    The first import takes a third of a second, and holds the interpreter's lock for tens of milliseconds at a time. So call it
+    before the event loop has to respond.
+    """
+    try:
+        import pyarrow  # noqa: PLC0415
+        import pyarrow.compute  # noqa: PLC0415
+        import pyarrow.fs  # noqa: PLC0415
+        import pyarrow.parquet  # noqa: PLC0415
+    except ImportError:
+        raise ArchiveUnreachable("archives need the package pyarrow: pip install 'fundsvc[parquet]'") from None
+    return pyarrow
 
 
 NO_FILES = ArchiveFiles("")
