@@ -244,8 +244,8 @@ class Reader:
 
     async def account_of(self, symbol: str, entry: int) -> str:
         """Returns the account of an existing entry, for the account's owner and for risk."""
-        found = await self._fetch("entry_account", symbol, entry) or await self._archives.rows(symbol, entry, entry, 1)
-        return str(found[0]["account"])
+        found = await self._fetch("entry_account", symbol, entry)
+        return str((found[0] if found else await self._archives.row(symbol, entry))["account"])
 
     async def rates(self) -> dict[str, RateState]:
         """Returns the newest rate of each currency."""

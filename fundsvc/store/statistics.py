@@ -185,7 +185,7 @@ class Statistics:
             part = await self._archives.chart_rows(symbol, first, end)
             entry = next((first + place - 1 for place, time in enumerate(part.times) if time > moment_ms), last)
         row = await self._archives.row(symbol, entry)
-        return FundAt(entry, row["ts"], row["balance"], 0) if row else FundAt(0, 0, 0, 0)
+        return FundAt(entry, row["ts"], row["balance"], 0)
 
     async def _archived_outstanding(self, symbol: str, entry: int, bound: int) -> int:
         """Returns the outstanding amount after an archived entry, as the statement `outstanding_at` does of others."""

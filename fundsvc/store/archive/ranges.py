@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import asyncpg
 
-from fundsvc.store.archive.files import ALL, SECONDS_MAX, ArchiveFiles, FileRange, Row, Wanted
+from fundsvc.store.archive.files import ALL, SECONDS_MAX, ArchiveFiles, ArchiveUnreachable, FileRange, Row, Wanted
 from fundsvc.store.database import Pool, acquired, faults, statements
 
 ARCHIVE_SQL = statements("fundsvc.store.archive")
@@ -51,10 +51,10 @@ class Archives:
         ranges = await self._ranges(symbol, first, last)
         return await self._files.select(ranges, count, wanted, descending=descending) if ranges else []
 
-    async def row(self, symbol: str, entry: int) -> Row | None:
-        """Returns an archived entry; None if the archive does not have it."""
-        rows = await self.rows(symbol, entry, entry, 1)
-        return rows[0] if rows else None
+    async def row(self, symbol: str, entry: int) -> Row:
+        """Returns an archived entry."""
+        (row,) = await self.rows(symbol, entry, entry, 1)
+        return row
 
     async def after(self, symbol: str, entry: int, count: int) -> list[Row]:
         """Returns up to `count` archived entries after an entry, ascending."""
@@ -73,11 +73,15 @@ class Archives:
                 return await connection.fetch(ARCHIVE_SQL[block], *parameters)
 
     async def _ranges(self, symbol: str, first: int, last: int) -> Sequence[FileRange]:
+        """Returns the files of archived entries `first` to `last`; raises ArchiveUnreachable if one is not known."""
         rows = await self.fetch("files", symbol, first, last) if first <= last else []
-        return [
+        found = [
             FileRange(row["path"], row["first_entry"], max(first, row["first_entry"]), min(last, row["last_entry"]))
             for row in rows
         ]
+        if sum(one.last - one.first + 1 for one in found) < last - first + 1:
+            raise ArchiveUnreachable(f"the table archives lacks stubs of entries {first} to {last} of {symbol}")
+        return found
 
 
 def charted_ms(ts: int, recorded_microseconds: int) -> int:
