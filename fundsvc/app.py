@@ -58,6 +58,7 @@ from fundsvc.mutual.store.reader import MutualReader
 from fundsvc.readmodel.adl_books import open_adl_books
 from fundsvc.readmodel.ledger_tail import open_tail
 from fundsvc.store.adl import AdlReader
+from fundsvc.store.archive.files import ArchiveFiles, load_library
 from fundsvc.store.database import SQL, Pool, StoreFault, faults, open_pool
 from fundsvc.store.inventories import InventoryReader
 from fundsvc.store.partition_state import check_decimals
@@ -162,6 +163,8 @@ async def run_service(
 
     Awaits `started` once, with the HTTP address ("" without one).
     """
+    if api and config.archive.location:
+        load_library()
     tune_interpreter()  # takes 60 ms the first time, so it runs before anything is served
     parts = [name for name, runs in (("engine", engine), ("api", api)) if runs]
     metrics = Metrics()
@@ -239,7 +242,8 @@ async def _serving(
     pings: dict[str, Ping] = {"stream": ping_stream, "durability": durable.check}
     if engine:
         pings["settling"] = engine.check
-    reader = Reader(pool)
+    files = ArchiveFiles(config.archive.location)
+    reader = Reader(pool, files)
     needed = ("stream", "settling") if engine else ()
     if not public:
         async with reserved(config, PROBE_CONNECTIONS) as probing:
@@ -266,8 +270,9 @@ async def _serving(
         )
         ledger = AdlReader(pool)
         policy_of = recorded_policies(config, appraiser)
-        paths = (endpoint.path for endpoint in operations)
-        access_control = AccessControl(config.http, config.token, limits.requests, limits.events, paths)
+        access_control = AccessControl(
+            config.http, config.token, limits.requests, limits.events, (endpoint.path for endpoint in operations)
+        )
         producer = Producer.configured(client, config.stream)
         epochs = StreamEpochs(EpochStore(primary), producer, config.stream.partitions)
         mutual = MutualReader(pool)
@@ -277,11 +282,11 @@ async def _serving(
         funds = FundResources(
             reader,
             tail,
-            Statistics(pool),
+            Statistics(pool, files),
             ledger,
             appraiser,
             policy_of,
-            Reader(exporting),
+            Reader(exporting, files),
             exports,
             config.ledger.secrets,
         )

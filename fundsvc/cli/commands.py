@@ -33,7 +33,10 @@ COMMANDS = {
     "config": Command("configuration", "The effective configuration."),
     "contracts": Command("ledger", "Contracts of the funds."),
     "replay": Command("ledger", "Send a recording to the stream, wait until it is durable, and print the new entries' totals."),
-    "audit": Command("ledger", "Recompute every fund from entry 1; exit with 1 on any difference."),
+    "audit": Command(
+        "ledger", "Recompute every fund from entry 1, or from the end of its archive; exit with 1 on any difference."
+    ),
+    "archive": Command("archive", "Old entries in files instead of the database."),
     "export": Command("ledger", "Write a contract's entries, ADL records and fund to standard output."),
     "entries": Command("report", "Write the entries of contracts within a span of the engine's time, without accounts."),
     "report": Command(

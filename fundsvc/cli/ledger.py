@@ -24,6 +24,7 @@ from fundsvc.config.settings import Config
 from fundsvc.core.events import Listing, Reason
 from fundsvc.core.numbers import format_units
 from fundsvc.engine.heads import head_differences, read_heads
+from fundsvc.store.archive.files import ArchiveFiles
 from fundsvc.store.database import Pool
 from fundsvc.store.exports import known_contracts, open_ledger
 from fundsvc.store.reader import Reader
@@ -99,14 +100,19 @@ def audit(
         list[Path] | None,
         typer.Option(help="File or directory of saved heads to compare with; may be repeated."),
     ] = None,
+    archives: Annotated[
+        bool, typer.Option("--archives", help="Also read archived entries from their files, and verify these and their stubs.")
+    ] = False,
     json: Json = False,
 ) -> None:
-    """Recompute every fund from entry 1; exit with 1 on any difference."""
+    """Recompute every fund from entry 1, or from the end of its archive; exit with 1 on any difference."""
 
     async def command(config: Config) -> int:
         async with prepared(config) as complete, connected(complete) as (pool, _):
-            audits = await _audit_all(pool, complete)
-            audits = _with_differences(audits, await head_differences(pool, chain.from_iterable(map(read_heads, heads or ()))))
+            files = ArchiveFiles(complete.archive.location)
+            audits = await _audit_all(pool, complete, files if archives else None)
+            saved = chain.from_iterable(map(read_heads, heads or ()))
+            audits = _with_differences(audits, await head_differences(pool, saved, files))
         wrong = [audit for audit in audits if audit.differences]
         if json:
             print_json(
@@ -139,7 +145,7 @@ def export(
 
     async def command(config: Config) -> int:
         async with prepared(config) as complete, connected(complete) as (pool, _):
-            ledger = await open_ledger(pool, symbol)
+            ledger = await open_ledger(pool, symbol, ArchiveFiles(complete.archive.location))
             rows = public_rows(ledger) if public else export_rows(ledger, complete.ledger.secrets)
             with row_writer(form, PUBLIC_COLUMNS if public else COLUMNS) as write:
                 async for row in rows:
@@ -226,12 +232,12 @@ def _amounts(gain: Gain) -> list[str]:
     return [format_units(amount, gain.decimals) for amount in (gain.credited, gain.paid, gain.uncovered, gain.repaid)]
 
 
-async def _audit_all(pool: Pool, config: Config) -> list[ContractAudit]:
+async def _audit_all(pool: Pool, config: Config, files: ArchiveFiles | None) -> list[ContractAudit]:
     known, policy, secrets = await known_contracts(pool), config.policy, config.ledger.secrets
     with Bars() as bars:
         task = bars.add_task("entries recomputed", total=sum(entries for _, entries in known))
         audits = [
-            await audit_contract(pool, symbol, lambda done: bars.advance(task, done), policy.of(symbol), secrets)
+            await audit_contract(pool, symbol, lambda done: bars.advance(task, done), policy.of(symbol), secrets, files)
             for symbol, _ in known
         ]
         bars.finish(task)

@@ -18,6 +18,7 @@ from fundsvc.cli.tools.writers import AnyForm, Row, row_writer
 from fundsvc.config.settings import Config
 from fundsvc.core.generations import generation_of, public_symbol
 from fundsvc.core.numbers import INT64_MAX, format_units
+from fundsvc.store.archive.files import ArchiveFiles
 from fundsvc.store.database import Pool
 from fundsvc.store.reader import EntryRow, FundRow, Reader
 
@@ -70,10 +71,11 @@ def entries(
         if start_ms >= end_ms:
             raise ValueError(f"--from {begin} is not before --to {end}")
         async with prepared(config) as complete, connected(complete) as (pool, _):
+            reader = Reader(pool, ArchiveFiles(complete.archive.location))
             funds = await _funds(pool, symbols or [])
             with row_writer(form, ENTRY_COLUMNS) as write:
                 for fund in funds:
-                    async for row in _rows(Reader(pool), fund, start_ms, end_ms - 1):
+                    async for row in _rows(reader, fund, start_ms, end_ms - 1):
                         write(row)
         return DONE
 
@@ -94,7 +96,7 @@ def report(
         wanted = (day or datetime.now(UTC) - timedelta(days=1)).date()
         program = _browser(browser) if pdf else ""
         async with prepared(config) as complete, connected(complete) as (pool, _):
-            found = await day_of(pool, wanted)
+            found = await day_of(pool, wanted, ArchiveFiles(complete.archive.location))
         path = output or Path(f"fundsvc-{wanted.isoformat()}.html")
         path.write_text(html_report(found))
         if pdf:

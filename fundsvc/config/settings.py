@@ -35,6 +35,9 @@ SECRET_LENGTH_MIN = 32
 PORT_MAX = 65535
 """The highest TCP port."""
 
+ARCHIVE_DAYS_MIN = 8
+"""The service reads the entries of the last week often. A day more, because engines date entries."""
+
 Port = Annotated[int, msgspec.Meta(ge=0, le=PORT_MAX)]
 Decimals = Annotated[int, msgspec.Meta(ge=0, le=18)]
 Name = Annotated[str, msgspec.Meta(min_length=1)]
@@ -290,6 +293,14 @@ class AuditConfig(Section, frozen=True):
     heads_days: Annotated[float, msgspec.Meta(gt=0, le=36_500)] = 366.0
 
 
+class ArchiveConfig(Section, frozen=True):
+    """The archive of old entries, and the login that removes them from the database."""
+
+    location: str = ""
+    days: Annotated[float, msgspec.Meta(ge=ARCHIVE_DAYS_MIN, le=36_500)] = 366.0
+    dsn: Database = ""
+
+
 class LogConfig(Section, frozen=True):
     """Level and format of log lines, and the file of operator actions."""
 
@@ -316,6 +327,7 @@ class Config(Section, frozen=True):
     target: TargetConfig = TargetConfig()
     mutual: MutualConfig = MutualConfig()
     audit: AuditConfig = AuditConfig()
+    archive: ArchiveConfig = ArchiveConfig()
     log: LogConfig = LogConfig()
 
     def __post_init__(self) -> None:

@@ -10,6 +10,7 @@ that made the seal.
 
 from collections.abc import Iterable
 from hashlib import sha256
+from hmac import compare_digest
 from typing import NamedTuple
 
 import msgspec
@@ -51,6 +52,10 @@ class LedgerSecret:
         """Returns the seal of an entry's account, SEAL_BYTES long; empty if the entry has no account."""
         return self.key_id + commitment(self.salt(symbol, entry), account) if account else b""
 
+    def sign(self, message: bytes) -> bytes:
+        """Returns the signature of a message that is neither an array nor begins like the message of the key id: 36 bytes."""
+        return self.key_id + self._hmac(message)
+
     def _hmac(self, message: bytes) -> bytes:
         inner, outer = self._inner.copy(), self._outer.copy()
         inner.update(message)
@@ -81,6 +86,15 @@ class Secrets:
         """Returns the salt that opens the seal of an entry; None without a seal, or if its secret is not configured."""
         secret = self._known.get(seal[:KEY_ID_BYTES])
         return secret.salt(symbol, entry) if secret else None
+
+    def sign(self, message: bytes) -> bytes:
+        """Returns the signature of a message under the current secret; empty without one."""
+        return self.current.sign(message) if self.current else b""
+
+    def has_signed(self, message: bytes, signature: bytes) -> bool | None:
+        """Whether a signature is that of a message; None if it is empty or its secret is not configured."""
+        secret = self._known.get(signature[:KEY_ID_BYTES])
+        return compare_digest(signature, secret.sign(message)) if secret else None
 
 
 NO_SECRETS = Secrets()

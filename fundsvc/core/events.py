@@ -264,6 +264,7 @@ class Reason(StrEnum):
     TS_OUT_OF_RANGE = "ts_out_of_range"
     CONFLICT = "conflict"
     LATE = "late"
+    ARCHIVED = "archived"
     TERMS_IN_DOUBT = "terms_in_doubt"
     DATABASE_REFUSED = "database_refused"
     TOO_LARGE = "too_large"

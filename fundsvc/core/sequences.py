@@ -36,10 +36,11 @@ Content = int
 
 
 class Applied(Enum):
-    """The state of a sequence whose content is not known."""
+    """The state of a sequence whose content is not known. That of an ARCHIVED one, if it was applied, is in a file."""
 
     NEVER = "never"
     UNVERIFIED = "unverified"
+    ARCHIVED = "archived"
 
 
 class WithoutIds(NamedTuple):
@@ -108,9 +109,14 @@ class Sequences:
             self._rejected.clear()
 
     def lacks(self, event: Numbered, contract: Contract) -> bool:
-        """Whether the ledger must be queried before this event, whose sequence has passed, can be classified."""
+        """Whether the ledger must be queried before this event, whose sequence has passed, can be classified.
+
+        Archived entries may have been restored since.
+        """
         key = event.symbol, event.seq
-        return key not in self._facts and self._recent.get(key) != content_of(event, contract)
+        return self._facts.get(key, Applied.ARCHIVED) is Applied.ARCHIVED and self._recent.get(key) != content_of(
+            event, contract
+        )
 
     def learn(self, facts: Facts) -> None:
         """Adds facts of the ledger, which are by ledger key. A sequence belongs to one generation of its symbol."""
@@ -133,10 +139,16 @@ class Sequences:
             self._facts[key] = content
 
     def is_applied(self, event: Numbered, contract: Contract) -> bool:
-        """Whether an event whose sequence has passed is applied; raises Rejection if another event has its sequence."""
+        """Whether an event whose sequence has passed is applied.
+
+        Raises Rejection if another event has its sequence, or if the entries of that time are in an archive.
+        """
         found = self._found(event)
-        if found is Applied.NEVER:
-            return False
+        if found is Applied.NEVER or (found is Applied.ARCHIVED and isinstance(event, AdlEnd)):
+            return False  # The records of ends are not archived.
+        if found is Applied.ARCHIVED:
+            detail = f"the entries of {event.symbol} of the time of seq {event.seq} are archived: fundsvc archive restore"
+            raise Rejection(Reason.ARCHIVED, detail)
         if isinstance(found, WithoutIds) and isinstance(event, Takeover):
             event, found = msgspec.structs.replace(event, trade_id="", order_id=""), found.content
         if found is Applied.UNVERIFIED or found == content_of(event, contract):

@@ -1,9 +1,9 @@
 """The background audit: recomputes the ledgers of the owned partitions continuously.
 
-Two walks go through each ledger, both by the rules of `fundsvc audit`. The full walk starts at entry 1 once in `full_hours` and
-compares its end with the stored fund. The newest walk continues from the end of the last full walk and follows new entries. A
-walk that finds a difference stays before it and checks it again until it is gone. So the newest walk detects an altered entry
-after the checkpoint at once, the full walk one before it, and both an altered checkpoint.
+Two walks go through each ledger, both by the rules of `fundsvc audit`. The full walk starts at entry 1, or after the archived
+entries, once in `full_hours` and compares its end with the stored fund. The newest walk continues from the end of the last full
+walk and follows new entries. A walk that finds a difference stays before it and checks it again until it is gone. So the newest
+walk detects an altered entry after the checkpoint at once, the full walk one before it, and both an altered checkpoint.
 
 Walks recompute short parts of a ledger. The newest walk does not pause while there are new entries. The full walk pauses after
 each part, so that it uses no more than `audit.share` of a core. The hourly rollups are recomputed as often as the full walk
@@ -398,7 +398,8 @@ def _groups(due: Iterable[DueLedger]) -> Iterator[list[DueLedger]]:
 
 
 def _entry(progress: Progress | None) -> int:
-    return progress.entry if progress else 0
+    """Returns the entry after which a walk continues."""
+    return max(progress.entry, progress.archived) if progress else 0
 
 
 def _age(progress: Progress | None) -> float:

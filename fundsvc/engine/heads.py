@@ -21,6 +21,8 @@ from typing import Any
 
 import msgspec
 
+from fundsvc.store.archive.files import NO_FILES, ArchiveFiles
+from fundsvc.store.archive.ranges import Archives
 from fundsvc.store.database import Pool, StoreFault
 from fundsvc.store.reader import fetch
 
@@ -104,14 +106,17 @@ def _heads_in(line: bytes, place: str) -> Iterable[Head]:
         raise ValueError(f"{place} is not JSON: {error}") from None
 
 
-async def head_differences(pool: Pool, heads: Iterable[Head]) -> dict[str, list[str]]:
+async def head_differences(pool: Pool, heads: Iterable[Head], files: ArchiveFiles = NO_FILES) -> dict[str, list[str]]:
     """Returns the differences between the ledger and saved heads, by contract; raises StoreFault."""
     found: dict[str, list[str]] = defaultdict(list)
+    archives = Archives(pool, files)
     rest = iter(heads)
     while chunk := list(islice(rest, HEADS_PER_READ)):
         keys = [head.symbol for head in chunk], [head.entry for head in chunk], [head.adl_record for head in chunk]
         for head, row in zip(chunk, await fetch(pool, "chain_links", *keys), strict=True):
-            found[head.symbol] += _differences(head, *row)
+            archived = await archives.after(head.symbol, head.entry - 1, 1) if head.entry and row["head"] is None else []
+            entry_hash = archived[0]["hash"].hex() if archived else row["head"]
+            found[head.symbol] += _differences(head, row["listed"], entry_hash, row["adl_head"])
     return {symbol: differences for symbol, differences in found.items() if differences}
 
 

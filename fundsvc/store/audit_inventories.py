@@ -17,6 +17,7 @@ from fundsvc.core.contracts import Contract
 from fundsvc.core.fund.chain import Entry
 from fundsvc.core.fund.inventory import HoldingState, Inventory, Tranche, TrancheState
 from fundsvc.core.fund.settlement import Fund
+from fundsvc.store.archive.ranges import ARCHIVE_SQL
 from fundsvc.store.database import SQL
 from fundsvc.store.writer import holding_from
 
@@ -25,6 +26,10 @@ PAGE_TRANCHES = 1000
 
 Sums = Sequence[str]
 """Lots taken over, unwound and deleveraged, of the long and of the short side. They may exceed 64 bits, so they are text."""
+
+
+Lots = list[tuple[int, int]]
+"""The tranches of an inventory: the takeover entry and the lots of each."""
 
 
 class HeldLots:
@@ -61,6 +66,10 @@ class HeldLots:
         """Returns the tranche of a takeover entry; None if it has no lots."""
         long, short = self.inventory.sides()
         return long.tranches.get(entry) or short.tranches.get(entry)
+
+    def lots(self) -> Lots:
+        """Returns all tranches."""
+        return [(entry, tranche.lots) for side in self.inventory.sides() for entry, tranche in side.tranches.items()]
 
     def sums(self) -> Sums:
         """Returns the sums to store with a checkpoint; none before the first takeover."""
@@ -179,6 +188,19 @@ async def restored_lots(connection: PoolConnectionProxy, contract: Contract, wal
         rows += page
         after = page[-1]["entry"] if len(page) == PAGE_TRANCHES else None
     return await asyncio.to_thread(_lots_from, contract, rows, sums)  # 100,000 tranches take a third of a second
+
+
+async def archived_lots(connection: PoolConnectionProxy, contract: Contract, walk: str, tranches: Lots, sums: Sums) -> HeldLots:
+    """Restores the inventory of the checkpoint of an archive, at which a walk continues.
+
+    All its tranches, and all that the walk has stored, count as changed, so that the walk's next checkpoint replaces them.
+    """
+    columns = [entry for entry, _ in tranches], [lots for _, lots in tranches]
+    rows = await connection.fetch(ARCHIVE_SQL["tranches"], contract.symbol, *columns)
+    held = await asyncio.to_thread(_lots_from, contract, rows, sums)
+    outdated = await connection.fetch(ARCHIVE_SQL["tranches_of_walk"], contract.symbol, walk)
+    held.changed.update(columns[0], (row["entry"] for row in outdated))
+    return held
 
 
 def _lots_from(contract: Contract, rows: Iterable[asyncpg.Record], sums: Sums) -> HeldLots:

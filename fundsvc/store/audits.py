@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from datetime import datetime
 from itertools import accumulate
 from operator import itemgetter
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 import asyncpg
@@ -33,11 +34,15 @@ from fundsvc.core.generations import public_symbol
 from fundsvc.core.numbers import INT64_MAX
 from fundsvc.core.policy import SavedGuard
 from fundsvc.core.times import AHEAD_SECONDS_MAX
+from fundsvc.store.archive.files import Row
+from fundsvc.store.archive.ranges import ARCHIVE_SQL
 from fundsvc.store.audit_inventories import (
     PAGE_TRANCHES,
     HeldLots,
     HeldRows,
+    Lots,
     Sums,
+    archived_lots,
     empty_lots,
     keep_lots,
     read_held,
@@ -65,13 +70,14 @@ class Progress(NamedTuple):
     """Progress of a walk through a contract's ledger.
 
     `entry` is the last verified entry. `good` is False if the last part had differences. `age_seconds` is the time since the
-    walk last reached the end without differences.
+    walk last reached the end without differences. `archived` is the last archived entry, which walks do not read.
     """
 
     symbol: str
     entry: int
     good: bool
     age_seconds: float | None
+    archived: int = 0
 
 
 async def audit_progress(pool: Pool, walk: Walk) -> list[Progress]:
@@ -120,7 +126,7 @@ def beginning() -> Followed:
 class Rows(NamedTuple):
     """Entries and ADL records of one contract after a checkpoint, with the limits of the read."""
 
-    entries: Sequence[asyncpg.Record]
+    entries: Sequence[Any]
     entries_max: int
     records: Sequence[asyncpg.Record]
     records_max: int
@@ -162,6 +168,10 @@ class LedgerPart:
 
     def __len__(self) -> int:
         return len(self._rows.entries)
+
+    def entries_until(self, entry: int) -> Sequence[Any]:
+        """Returns the rows of the entries up to a number."""
+        return self._rows.entries[: bisect_right(self._rows.entries, entry, key=_ENTRY)]
 
     def replay(self, ledger: Ledger, policies: Policies, secrets: Secrets = NO_SECRETS) -> Replay:
         """Returns a replay from the checkpoint. It changes the checkpoint's orders and inventory, so call this at most once."""
@@ -213,7 +223,7 @@ class LedgerPart:
         since = self.ledger.policies_since if self.ledger else None
         return since is None or recorded_at >= since
 
-    def _merged(self) -> Iterator[tuple[asyncpg.Record, bool]]:
+    def _merged(self) -> Iterator[tuple[Any, bool]]:
         """Yields entries and records (True) by their place, up to the last place before which nothing can be missing."""
         entries, records = self._rows.entries, self._rows.records
         after = accumulate((row["entry"] for row in records), max, initial=self.since.checkpoint.entry)
@@ -250,18 +260,29 @@ async def read_parts(
 
     One snapshot serves all contracts, because its statements cost the same for a hundred contracts as for one. `followed` are
     the checkpoints in memory. If one still equals the stored checkpoint, the records of its open orders are not read again.
+    A walk does not read archived entries: before their end, it continues at the checkpoint of the archive.
     """
     async with _snapshot(pool) as connection:
         checkpoints = await connection.fetch(SQL["audit_checkpoints"], list(counts), walk)
-        stored = {row["symbol"]: _checkpoint(row) for row in checkpoints}
-        since = await _reopened(connection, dict.fromkeys(counts, _Stored(START)) | stored, followed, walk)
+        stored = dict.fromkeys(counts, _Stored(START)) | {row["symbol"]: _checkpoint(row) for row in checkpoints}
+        passed = {symbol: one.checkpoint.entry for symbol, one in stored.items()}
+        since = await _reopened(connection, stored | await _archived(connection, passed), followed, walk)
         return await _parts(connection, since, list(counts.values()), walk)
 
 
 async def read_part(pool: Pool, symbol: str, since: Followed, count: int) -> LedgerPart:
-    """Returns up to `count` entries of a contract's ledger after a checkpoint; raises StoreFault."""
+    """Returns up to `count` entries of a contract's ledger after a checkpoint, or after its archive; raises StoreFault."""
     async with _snapshot(pool) as connection:
+        archived = await _archived(connection, {symbol: since.checkpoint.entry})
+        if archived:
+            since = (await _reopened(connection, archived, {}, "full"))[symbol]
         return (await _parts(connection, {symbol: since}, [count], "full"))[symbol]
+
+
+async def read_archived_part(pool: Pool, symbol: str, since: Followed, rows: Sequence[Row]) -> LedgerPart:
+    """Returns the part of a contract's ledger after a checkpoint whose entries are archived; raises StoreFault."""
+    async with _snapshot(pool) as connection:
+        return (await _parts(connection, {symbol: since}, [len(rows)], "full", {symbol: rows}))[symbol]
 
 
 @asynccontextmanager
@@ -271,13 +292,17 @@ async def _snapshot(pool: Pool) -> AsyncIterator[PoolConnectionProxy]:
 
 
 async def _parts(
-    connection: PoolConnectionProxy, since: Mapping[str, Followed], counts: Sequence[int], walk: Walk
+    connection: PoolConnectionProxy,
+    since: Mapping[str, Followed],
+    counts: Sequence[int],
+    walk: Walk,
+    archived: Mapping[str, Sequence[Row]] = MappingProxyType({}),
 ) -> dict[str, LedgerPart]:
     symbols = list(since)
     entries_after = [one.checkpoint.entry for one in since.values()]
     records_after = [one.checkpoint.orders.record for one in since.values()]
     records_max = [max(1, min(count, RECORDS_MAX // len(symbols))) for count in counts]
-    entries = _by_symbol(await connection.fetch(SQL["audit_entries"], symbols, entries_after, counts))
+    entries = archived or _by_symbol(await connection.fetch(SQL["audit_entries"], symbols, entries_after, counts))
     ledgers = await _ledgers(connection, symbols, await _late(connection, symbols, entries_after, counts, entries))
     records = _by_symbol(await connection.fetch(SQL["audit_records"], symbols, records_after, records_max))
     rows = {
@@ -319,10 +344,20 @@ def _place(checkpoint: Checkpoint) -> tuple[int, bytes, OrdersCheckpoint]:
 async def _restored(connection: PoolConnectionProxy, stored: Mapping[str, "_Stored"], walk: Walk) -> dict[str, HeldLots]:
     """Restores the inventories of some checkpoints from their rows."""
     contracts = [row async for row in _rows_of(connection, "contracts", [(symbol,) for symbol in stored])]
-    return {
-        row["symbol"]: await restored_lots(connection, contract_from(row), walk, *stored[row["symbol"]].place)
-        for row in contracts
-    }
+    found: dict[str, HeldLots] = {}
+    for row in contracts:
+        one, contract = stored[row["symbol"]], contract_from(row)
+        if one.tranches is None:
+            found[row["symbol"]] = await restored_lots(connection, contract, walk, *one.place)
+        else:
+            found[row["symbol"]] = await archived_lots(connection, contract, walk, one.tranches, one.sums)
+    return found
+
+
+async def _archived(connection: PoolConnectionProxy, passed: Mapping[str, int]) -> dict[str, "_Stored"]:
+    """Returns the checkpoints of the archives of some contracts that have entries after the `passed` ones."""
+    rows = await connection.fetch(ARCHIVE_SQL["checkpoints"], list(passed))
+    return {row["symbol"]: _stored_from(row["checkpoint"]) for row in rows if row["entry"] > passed[row["symbol"]]}
 
 
 async def _held_rows(
@@ -391,7 +426,7 @@ async def _late(
     symbols: Sequence[str],
     after: Sequence[int],
     counts: Sequence[int],
-    entries: Mapping[str, Sequence[asyncpg.Record]],
+    entries: Mapping[str, Sequence[Any]],
 ) -> dict[str, set[int]]:
     """Returns the numbers of late entries among `counts` entries after the given ones.
 
@@ -457,11 +492,19 @@ class _State(msgspec.Struct, array_like=True):
     sums: Sums = ()
 
 
+class _Archived(msgspec.Struct, array_like=True):
+    """The checkpoint of an archive: the columns of one, and the entries and lots of its tranches."""
+
+    columns: dict[str, Any]
+    tranches: Lots
+
+
 class _Stored(NamedTuple):
-    """A stored checkpoint, with the sums of its inventory."""
+    """A stored checkpoint, with the sums of its inventory. `tranches` are those of an archive; None if rows of the walk are."""
 
     checkpoint: Checkpoint
     sums: Sums = ()
+    tranches: Lots | None = None
 
     @property
     def place(self) -> tuple[int, Sums]:
@@ -472,7 +515,39 @@ class _Stored(NamedTuple):
 _NO_STATE = _State(START.orders.open, START.orders.unfinished_round, START.pending, START.undated, START.guard)
 
 
-def _checkpoint(row: asyncpg.Record) -> _Stored:
+def saved_checkpoint(followed: Followed) -> bytes:
+    """Encodes a checkpoint for the stub of an archive."""
+    names = (
+        "entry",
+        "seq",
+        "balance",
+        "uncovered",
+        "repaid",
+        "head",
+        "outstanding",
+        "recovered",
+        "record",
+        "adl",
+        "adl_head",
+        "state",
+    )
+    row = _progress_row("full", VerifiedPart("", followed, ended=False))[2:-1]
+    columns = dict(zip(names, row, strict=True))
+    unbounded = {name: str(columns[name]) for name in ("uncovered", "repaid", "recovered")}
+    return msgspec.msgpack.encode(_Archived(columns | unbounded, followed.held.lots() if followed.held else []))
+
+
+def archived_checkpoint(saved: bytes) -> Checkpoint:
+    """Returns the checkpoint of a stub; raises msgspec.MsgspecError if it has none."""
+    return _stored_from(saved).checkpoint
+
+
+def _stored_from(saved: bytes) -> _Stored:
+    found = msgspec.msgpack.decode(saved, type=_Archived)
+    return _checkpoint(found.columns)._replace(tranches=found.tranches)
+
+
+def _checkpoint(row: asyncpg.Record | Mapping[str, Any]) -> _Stored:
     state = msgspec.msgpack.decode(row["state"], type=_State) if row["state"] else _NO_STATE
     checkpoint = Checkpoint(
         row["entry"],

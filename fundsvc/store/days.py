@@ -1,9 +1,15 @@
 """Reads what happened to all funds within a span of the engine's time, for reports."""
 
 from datetime import datetime
+from decimal import Decimal
+from itertools import groupby, islice
 from typing import NamedTuple
 
+import asyncpg
+
 from fundsvc.core.generations import public_symbol
+from fundsvc.store.archive.files import NO_FILES, ArchiveFiles, Wanted
+from fundsvc.store.archive.ranges import Archives
 from fundsvc.store.database import Pool
 from fundsvc.store.reader import fetch
 
@@ -51,10 +57,11 @@ class AuditOfContract(NamedTuple):
 
 
 class Days:
-    """Reads spans of time. Every method raises StoreFault if the database is unreachable."""
+    """Reads spans of time. Every method raises StoreFault if the database is unreachable, or `files` of archived entries."""
 
-    def __init__(self, pool: Pool) -> None:
+    def __init__(self, pool: Pool, files: ArchiveFiles = NO_FILES) -> None:
         self._pool = pool
+        self._archives = Archives(pool, files)
 
     async def orders(self, start_ms: int, end_ms: int) -> list[OrderOfSpan]:
         """Returns the ADL orders that opened from `start_ms` to before `end_ms`, in the order of time."""
@@ -64,7 +71,38 @@ class Days:
     async def largest_shortfalls(self, start_ms: int, end_ms: int, count: int) -> list[Shortfall]:
         """Returns the `count` largest shortfalls of each settlement currency; the span consists of whole hours."""
         rows = await fetch(self._pool, "largest_shortfalls", start_ms, end_ms, count)
-        return [Shortfall(public_symbol(symbol), *rest) for symbol, *rest in map(tuple, rows)]
+        spans = await self._archives.fetch("archived_spans", start_ms, end_ms)
+        ends = {span["symbol"]: span["last_entry"] for span in spans}
+        found = [Shortfall(*row) for row in rows if row["entry"] > ends.get(row["symbol"], 0)]
+        for span in spans:
+            found += await self._archived_shortfalls(span)
+        found.sort(
+            key=lambda one: (one.settle_currency, -Decimal(one.paid + one.uncovered).scaleb(-one.settle_decimals), *one[:2])
+        )
+        largest = (islice(group, count) for _, group in groupby(found, lambda one: one.settle_currency))
+        return [one._replace(symbol=public_symbol(one.symbol)) for group in largest for one in group]
+
+    async def _archived_shortfalls(self, span: asyncpg.Record) -> list[Shortfall]:
+        """Returns all shortfalls of a contract's archived entries of a span."""
+        symbol, first, last, price_decimals, currency, decimals = span
+        rows = await self._archives.rows(symbol, first, last, last, Wanted("shortfall"))
+        return [
+            Shortfall(
+                symbol,
+                row["entry"],
+                row["side"],
+                row["lots"],
+                row["price"],
+                row["bankruptcy_price"],
+                price_decimals,
+                -row["change"],
+                row["uncovered"],
+                currency,
+                decimals,
+                row["ts"],
+            )
+            for row in rows
+        ]
 
     async def audits(self) -> list[AuditOfContract]:
         """Returns the state of the background audit of each contract that it has visited."""

@@ -1,9 +1,9 @@
 """Streams a contract's whole ledger: entries and ADL records."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from datetime import datetime
 from operator import itemgetter
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import asyncpg
 from asyncpg.pool import PoolConnectionProxy
@@ -12,6 +12,8 @@ from fundsvc.core.adl.records import AdlRecord
 from fundsvc.core.contracts import Contract
 from fundsvc.core.fund.chain import Entry
 from fundsvc.core.fund.settlement import FundState
+from fundsvc.store.archive.files import NO_FILES, ArchiveFiles
+from fundsvc.store.archive.ranges import Archives
 from fundsvc.store.database import SQL, Pool, snapshot
 from fundsvc.store.reader import fetch, ledger_key, reading
 from fundsvc.store.writer import contract_from, saved_guard_from
@@ -57,9 +59,10 @@ class Ledger:
     entries and records never change, and the lines end with the state of the fund at the start of the read.
     """
 
-    def __init__(self, pool: Pool, snapshot: LedgerSnapshot) -> None:
+    def __init__(self, pool: Pool, snapshot: LedgerSnapshot, files: ArchiveFiles = NO_FILES) -> None:
         self._pool = pool
         self._snapshot = snapshot
+        self._archives = Archives(pool, files)
 
     @property
     def contract(self) -> Contract:
@@ -85,24 +88,32 @@ class Ledger:
             record = await anext(records, None)
 
     async def _entries(self) -> AsyncIterator[Line]:
-        async for row in self._rows("entries_after", "entry", self.fund.entry, ROWS_PER_PAGE):
+        async for row in self._rows(self._page_of_entries, "entry", self.fund.entry):
             yield line_from(row)
 
     async def _records(self) -> AsyncIterator[RecordLine]:
-        async for row in self._rows("records_after", "record", self.fund.adl_record, RECORDS_PER_PAGE):
+        async for row in self._rows(self._page_of_records, "record", self.fund.adl_record):
             yield RecordLine(record_from(row), row["hash"], row["recorded_at"])
 
-    async def _rows(self, block: str, number: str, last: int, count: int) -> AsyncIterator[asyncpg.Record]:
-        """Yields the rows of a statement by number, page after page, up to `last`."""
-        after, is_last = 0, False
-        while not is_last:
-            rows = await fetch(self._pool, block, self.contract.symbol, after, count)
+    async def _page_of_entries(self, after: int) -> Sequence[Any]:
+        rows = await fetch(self._pool, "entries_after", self.contract.symbol, after, ROWS_PER_PAGE)
+        if rows and rows[-1]["entry"] == after + len(rows):
+            return rows
+        # Entry numbers have no gaps: the missing entries are archived. An altered ledger may lack them.
+        return await self._archives.after(self.contract.symbol, after, ROWS_PER_PAGE) or rows
+
+    async def _page_of_records(self, after: int) -> Sequence[Any]:
+        return await fetch(self._pool, "records_after", self.contract.symbol, after, RECORDS_PER_PAGE)
+
+    async def _rows(self, page: Callable[[int], Awaitable[Sequence[Any]]], number: str, last: int) -> AsyncIterator[Any]:
+        """Yields rows by number, page after page, up to `last`; `page` returns the rows after a number, none at the end."""
+        after = 0
+        while after < last and (rows := await page(after)):
             for row in rows:
                 after = row[number]
                 if after > last:
                     return
                 yield row
-            is_last = len(rows) < count
 
 
 async def known_contracts(pool: Pool) -> list[tuple[str, int]]:
@@ -110,11 +121,11 @@ async def known_contracts(pool: Pool) -> list[tuple[str, int]]:
     return [(row["symbol"], row["entry"]) for row in await fetch(pool, "audited")]
 
 
-async def open_ledger(pool: Pool, name: str) -> Ledger:
+async def open_ledger(pool: Pool, name: str, files: ArchiveFiles = NO_FILES) -> Ledger:
     """Opens the ledger of the contract with a public name; raises UnknownContract or StoreFault."""
     key = await ledger_key(pool, name)
     async with reading(pool) as connection, snapshot(connection):
-        return Ledger(pool, await snapshot_of(connection, key))
+        return Ledger(pool, await snapshot_of(connection, key), files)
 
 
 async def snapshot_of(connection: PoolConnectionProxy, symbol: str) -> LedgerSnapshot:
@@ -131,7 +142,7 @@ def fund_state_from(row: asyncpg.Record) -> FundState:
     return FundState(**{name: row[name] for name in FundState._fields} | {"guard": saved_guard_from(row)})
 
 
-def line_from(row: asyncpg.Record) -> Line:
+def line_from(row: asyncpg.Record | Mapping[str, Any]) -> Line:
     """Builds the entry with hash and time from a row with all their columns."""
     return Line(Entry(*_FIELDS(row)), row["hash"], row["recorded_at"])
 

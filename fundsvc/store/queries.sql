@@ -362,6 +362,11 @@ WHERE (symbol, seq) IN (SELECT * FROM unnest($1::text[], $2::bigint[]))
 -- Rejected events of some contracts with some sequences.
 SELECT digest FROM rejected WHERE event_symbol = ANY ($1) AND event_seq = ANY ($2);
 
+-- name: sequences_archived
+-- The archived ranges of some contracts: the last entry, and the highest sequence up to it.
+SELECT b.symbol, b.entry, a.seq FROM archive_bounds b JOIN archives a ON a.symbol = b.symbol AND a.last_entry = b.entry
+WHERE b.symbol = ANY ($1);
+
 -- name: sequences_settled
 -- The settlements of some contracts with some sequences.
 SELECT symbol, closed_seq AS seq, closed_price AS price, closed_at AS ts FROM contracts
@@ -800,16 +805,16 @@ JOIN entries z ON z.symbol = $1 AND z.entry = b.last_entry
 ORDER BY b.since;
 
 -- name: entries_ascending
--- For the public: without the account.
+-- For the public: without the account. `bound` is the last archived entry, NULL without one.
 SELECT symbol, entry, seq, kind, change, balance, uncovered, repaid, side, lots, price, bankruptcy_price, trade_id, order_id,
-       ts, seal, closes, forced, recorded_at, hash
+       ts, seal, closes, forced, recorded_at, hash, (SELECT b.entry FROM archive_bounds b WHERE b.symbol = $1) AS bound
 FROM entries WHERE symbol = $1 AND entry BETWEEN $2 AND $3 AND ($4::text IS NULL OR kind = $4) AND ts BETWEEN $5 AND $6
 ORDER BY entry LIMIT $7;
 
 -- name: entries_descending
--- For the public: without the account.
+-- For the public: without the account. `bound` is the last archived entry, NULL without one.
 SELECT symbol, entry, seq, kind, change, balance, uncovered, repaid, side, lots, price, bankruptcy_price, trade_id, order_id,
-       ts, seal, closes, forced, recorded_at, hash
+       ts, seal, closes, forced, recorded_at, hash, (SELECT b.entry FROM archive_bounds b WHERE b.symbol = $1) AS bound
 FROM entries WHERE symbol = $1 AND entry BETWEEN $2 AND $3 AND ($4::text IS NULL OR kind = $4) AND ts BETWEEN $5 AND $6
 ORDER BY entry DESC LIMIT $7;
 
@@ -1128,16 +1133,17 @@ FROM unnest($1::text[], $2::bigint[], $3::bigint[]) AS k (symbol, hour, outstand
 WHERE r.symbol = k.symbol AND r.hour = k.hour AND r.outstanding IS NULL;
 
 -- name: rollups_of
--- The hours of a contract.
+-- The hours of a contract after an entry, which ends an hour.
 SELECT hour, first_entry, last_entry, opening, highest, lowest, closing, credited, paid, uncovered, repaid, covered, fills, earliest,
        latest, outstanding
-FROM rollups WHERE symbol = $1 ORDER BY hour;
+FROM rollups WHERE symbol = $1 AND first_entry > $2 ORDER BY hour;
 
 -- name: rollup_progress
 SELECT entry, sound, clock FROM rollup_progress WHERE symbol = $1;
 
 -- name: rollups_delete
-DELETE FROM rollups WHERE symbol = $1;
+-- Deletes the hours of a contract after an entry, which ends an hour.
+DELETE FROM rollups WHERE symbol = $1 AND first_entry > $2;
 
 -- name: rollups_mark_unsound
 UPDATE rollup_progress SET sound = 0;
@@ -1179,9 +1185,11 @@ WITH RECURSIVE written (symbol) AS (
 SELECT symbol, coalesce(f.entry, 0) AS entry FROM known LEFT JOIN funds f USING (symbol) ORDER BY symbol;
 
 -- name: audit_progress
--- The progress of walks through the ledgers, and the time since each last verified an end without a difference.
-SELECT symbol, entry, good, extract(epoch FROM clock_timestamp() - verified_at)::float8 AS age_seconds
-FROM audit_progress WHERE walk = $1;
+-- The progress of walks through the ledgers, the time since each last verified an end without a difference, and the last archived
+-- entry, which walks do not read.
+SELECT p.symbol, p.entry, p.good, extract(epoch FROM clock_timestamp() - p.verified_at)::float8 AS age_seconds,
+       coalesce(b.entry, 0) AS archived
+FROM audit_progress p LEFT JOIN archive_bounds b USING (symbol) WHERE p.walk = $1;
 
 -- name: audit_of
 -- The walks through the ledger of a contract.

@@ -18,6 +18,8 @@ from fundsvc.core.numbers import INT64_MAX
 from fundsvc.core.policy import Policies, Policy, SavedGuard
 from fundsvc.core.sequences import Facts
 from fundsvc.core.times import AHEAD_SECONDS_MAX
+from fundsvc.store.archive.files import NO_FILES, ArchiveFiles, Row, Wanted
+from fundsvc.store.archive.ranges import Archives
 from fundsvc.store.database import SQL, Pool, acquired, faults
 from fundsvc.store.policies import policies_from, policies_of
 from fundsvc.store.schema import is_outdated, newest_revision
@@ -156,10 +158,14 @@ class AuditRow(NamedTuple):
 
 
 class Reader:
-    """Reads the ledger. Every method raises StoreFault if the database is unreachable."""
+    """Reads the ledger. Every method raises StoreFault if the database is unreachable.
 
-    def __init__(self, pool: Pool) -> None:
+    Reads of archived entries raise ArchiveUnreachable if `files`, by default none, are.
+    """
+
+    def __init__(self, pool: Pool, files: ArchiveFiles = NO_FILES) -> None:
         self._pool = pool
+        self._archives = Archives(pool, files)
 
     async def contracts(self, name: str | None = None) -> list[Listed]:
         """Returns all listed contracts by ledger key, or only the one with a public name, if it is listed."""
@@ -210,18 +216,36 @@ class Reader:
         spans = [Span(1, INT64_MAX)]
         if start_ms > 0 or end_ms < INT64_MAX:
             spans = await self._spans(symbol, start_ms, end_ms)
+        overlaps = list(_overlaps(spans if forward else reversed(spans), wanted))
         rows: list[asyncpg.Record] = []
-        for first, last in _overlaps(spans if forward else reversed(spans), wanted):
+        for first, last in overlaps:
             block = "entries_ascending" if forward else "entries_descending"
             rows += await self._fetch(block, symbol, first, last, kind, start_ms, end_ms, count - len(rows))
             if len(rows) == count:
                 break
-        return [EntryRow(*row) for row in rows]
+        bound = (rows[-1]["bound"] or 0) if len(rows) == count else await self._archives.bound(symbol)
+        entries = [EntryRow(*row[:-1]) for row in rows if row["entry"] > bound]
+        archived = [Span(first, min(last, bound)) for first, last in overlaps if first <= bound]
+        chosen = Wanted(kind, start_ms, end_ms)
+        if forward:
+            return [*await self._archived(symbol, archived, count, chosen, forward=True), *entries][:count]
+        return entries + await self._archived(symbol, archived, count - len(entries), chosen, forward=False)
+
+    async def _archived(
+        self, symbol: str, spans: Iterable[Span], count: int, wanted: Wanted, *, forward: bool
+    ) -> list[EntryRow]:
+        """Returns up to `count` wanted archived entries of spans, in their order."""
+        found: list[EntryRow] = []
+        for first, last in spans:
+            if len(found) < count:
+                rows = await self._archives.rows(symbol, first, last, count - len(found), wanted, descending=not forward)
+                found += [entry_row_from(row) for row in rows]
+        return found
 
     async def account_of(self, symbol: str, entry: int) -> str:
         """Returns the account of an existing entry, for the account's owner and for risk."""
-        ((account,),) = await self._fetch("entry_account", symbol, entry)
-        return str(account)
+        found = await self._fetch("entry_account", symbol, entry)
+        return str((found[0] if found else await self._archives.row(symbol, entry))["account"])
 
     async def rates(self) -> dict[str, RateState]:
         """Returns the newest rate of each currency."""
@@ -283,6 +307,11 @@ class Reader:
 
     async def _fetch(self, block: str, *parameters: Any) -> list[asyncpg.Record]:
         return await fetch(self._pool, block, *parameters)
+
+
+def entry_row_from(row: Row) -> EntryRow:
+    """Builds the entry from an archived row."""
+    return EntryRow(*(row[name] for name in EntryRow._fields))
 
 
 _COPIED = tuple(name for name in FundRow._fields if name not in {"contract", "guard"})

@@ -83,3 +83,15 @@ GRANT INSERT (pool, stream_id, position, reason, detail, codec, body, event_seq,
       UPDATE (reason, detail, rejected_at, replayed_at, settled_at, settled_by)
     ON mutual_rejected TO fundsvc_service;
 GRANT INSERT (pool, after_id, until_id, messages), UPDATE (acknowledged_at) ON mutual_gaps TO fundsvc_service;
+
+-- The role of `fundsvc archive`: it reads everything, removes and restores archived entries, and writes stubs and bounds.
+DO $$ BEGIN
+    IF EXISTS (SELECT FROM pg_roles WHERE rolname = 'fundsvc_archiver') THEN
+        REVOKE ALL ON ALL TABLES IN SCHEMA public FROM fundsvc_archiver;
+        GRANT SELECT ON ALL TABLES IN SCHEMA public TO fundsvc_archiver;
+        GRANT INSERT, DELETE ON entries TO fundsvc_archiver;
+        GRANT INSERT (symbol, first_entry, last_entry, previous_hash, last_hash, seq, clock, path, bytes, digest, hours, checkpoint,
+                      signature) ON archives TO fundsvc_archiver;
+        GRANT INSERT (symbol, entry), UPDATE (entry, removed) ON archive_bounds TO fundsvc_archiver;
+    END IF;
+END $$;

@@ -7,7 +7,7 @@ import asyncpg
 
 from fundsvc.store.database import SQL, Pool, acquired, faults, snapshot
 from fundsvc.store.reader import fetch
-from fundsvc.store.rollups import ENTRIES_PER_STATEMENT_MAX, HOURS_PER_STATEMENT_MAX
+from fundsvc.store.rollups import ENTRIES_PER_STATEMENT_MAX, HOURS_PER_STATEMENT_MAX, archive_end
 
 Result = TypeVar("Result")
 
@@ -25,10 +25,14 @@ PENDING = ("outstanding", None)
 
 
 class StoredHours(NamedTuple):
-    """A contract's stored hours by their begin, and the rollup progress; None before the first rollup."""
+    """A contract's stored hours by their begin, and the rollup progress; None before the first rollup.
+
+    `archived` is the last archived entry, and the chart clock there. The hours begin after it.
+    """
 
     hours: Mapping[int, Mapping[str, Any]]
     progress: asyncpg.Record | None
+    archived: tuple[int, int]
 
 
 async def at_once(work: Callable[[], Awaitable[Any]]) -> Any:
@@ -37,14 +41,14 @@ async def at_once(work: Callable[[], Awaitable[Any]]) -> Any:
 
 
 async def rollup_differences(pool: Pool, symbol: str, paced: Paced = at_once) -> list[str]:
-    """Returns the differences between a contract's hourly rollups and its entries; raises StoreFault."""
+    """Returns the differences between a contract's hourly rollups and its entries, without archived ones; raises StoreFault."""
     kept: StoredHours = await paced(lambda: _read(pool, symbol))
     if kept.progress is None:
         return [f"{symbol}: {len(kept.hours)} hours of rollups exist without rollup progress"] if kept.hours else []
     if kept.progress["sound"] != kept.progress["entry"]:
         return []  # A rebuild is pending.
     hours: dict[int, dict[str, Any]] = {}
-    after = clock = 0
+    after, clock = kept.archived
     while after < kept.progress["entry"]:
         upto = min(kept.progress["entry"], after + ENTRIES_PER_STATEMENT_MAX)
         part = [symbol], [after], [upto], [clock]
@@ -62,10 +66,10 @@ async def rollup_differences(pool: Pool, symbol: str, paced: Paced = at_once) ->
 async def _read(pool: Pool, symbol: str) -> StoredHours:
     with faults():
         async with acquired(pool) as connection, snapshot(connection):
-            hours = await connection.fetch(SQL["rollups_of"], symbol)
-            return StoredHours(
-                {row["hour"]: dict(row) for row in hours}, await connection.fetchrow(SQL["rollup_progress"], symbol)
-            )
+            archived = await archive_end(connection, symbol)
+            hours = await connection.fetch(SQL["rollups_of"], symbol, archived[0])
+            progress = await connection.fetchrow(SQL["rollup_progress"], symbol)
+            return StoredHours({row["hour"]: dict(row) for row in hours}, progress, archived)
 
 
 async def _outstanding(pool: Pool, symbol: str, paced: Paced) -> dict[int, int]:

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import asyncpg
 from asyncpg.pool import PoolConnectionProxy
 
+from fundsvc.store.archive.ranges import ARCHIVE_SQL
 from fundsvc.store.database import SQL, acquired, faults, transaction
 
 ENTRIES_PER_STATEMENT_MAX = 50_000
@@ -89,18 +90,19 @@ async def _condense(connection: PoolConnectionProxy, upto: dict[str, int]) -> in
 
 
 async def _rebuild(connection: PoolConnectionProxy, symbol: str, upto: int) -> int:
-    """Rebuilds a contract's hours and replaces the old ones, unless another process condensed further entries meanwhile."""
+    """Rebuilds a contract's hours and replaces the old ones, unless other processes condensed or archived entries meanwhile."""
     built: list[list[asyncpg.Record]] = []
-    after = clock = 0
+    begin = after, clock = await archive_end(connection, symbol)
     while after < upto:
         part = Part(symbol, after, min(upto, after + ENTRIES_PER_STATEMENT_MAX), clock)
         built.append(await _hours(connection, [part]))
         after, clock = part.upto, max((row["clock"] for row in built[-1]), default=clock)
     async with transaction(connection):
         (locked,) = await connection.fetch(SQL["rollup_lock"], [symbol])
-        if locked["entry"] > upto or locked["sound"] == locked["entry"]:
+        is_done = locked["entry"] > upto or locked["sound"] == locked["entry"]
+        if is_done or await archive_end(connection, symbol) != begin:
             return 0
-        await connection.execute(SQL["rollups_delete"], symbol)
+        await connection.execute(SQL["rollups_delete"], symbol, begin[0])
         for hours in built:
             await _keep(connection, hours)
     return upto
@@ -121,6 +123,15 @@ async def _add_outstanding_after(connection: PoolConnectionProxy, symbol: str, f
         if len(hours) < HOURS_PER_STATEMENT_MAX:
             return
         first_entry, outstanding = hours[-1]["first_entry"], hours[-1]["outstanding"]
+
+
+async def archive_end(connection: PoolConnectionProxy, symbol: str) -> tuple[int, int]:
+    """Returns the last archived entry of a contract and the chart clock there, 0 without one.
+
+    The hours of archived entries are whole, and stay as they are.
+    """
+    rows = await connection.fetch(ARCHIVE_SQL["checkpoints"], [symbol])
+    return (rows[0]["entry"], rows[0]["clock"]) if rows else (0, 0)
 
 
 async def _hours(connection: PoolConnectionProxy, parts: Sequence[Part]) -> list[asyncpg.Record]:

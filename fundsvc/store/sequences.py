@@ -1,5 +1,8 @@
 """Reads what the ledger contains of engine sequences. No index maps a sequence to its entry, so it reads pages of entries.
 
+Sequences up to that of an archived entry, without an entry in the table, are archived: their entries are in files, which no
+engine reads.
+
 A fill has one entry. An unwind has one for each tranche; their lots add up to those of the event. A takeover has an entry of
 the accepted lots, and an order for the rest. If it has no entry, the ledger does not contain its trade and order.
 """
@@ -70,18 +73,27 @@ async def facts_of(fetch: Fetch, wanted: Mapping[str, Sequence[int]]) -> Facts:
     keys = [(symbol, seq) for symbol, seqs in wanted.items() for seq in seqs if seq <= ends.get(symbol, INT64_MAX)]
     symbols, numbers = list({symbol for symbol, _ in keys}), list({seq for _, seq in keys})
     late = await fetch("sequences_late", symbols, numbers)
-    found = await _events([*rows, *late])
-    await _complete(fetch, found, [row for row in lasts if _is_piece(row)])
+    # Read after the entries: a bound moves before entries are removed.
+    bounds = {row["symbol"]: row for row in await fetch("sequences_archived", symbols)}
+    found = await _events([row for row in (*rows, *late) if not _is_archived(row, bounds)])
+    await _complete(fetch, found, [row for row in lasts if _is_piece(row) and not _is_archived(row, bounds)])
+    archived = {key for key in keys if key not in found and key[0] in bounds and key[1] <= bounds[key[0]]["seq"]}
     columns = list(map(list, zip(*keys, strict=True)))
-    applied = _contents(found, await fetch("sequences_takeovers", *columns), set(keys))
+    applied = _contents(found, await fetch("sequences_takeovers", *columns), set(keys), archived)
     for symbol, seq, kind, *answer in await fetch("sequences_adl", *columns):
-        # An order that ends at once, without candidates, has the sequence of its fill or takeover, whose content is known.
-        applied.setdefault((symbol, seq), _content_of_answer(kind, *answer))
+        # An order that ends at once, without candidates, has the sequence of its fill or takeover, which has an entry.
+        if kind == "execution" or (symbol, seq) not in archived:
+            applied.setdefault((symbol, seq), _content_of_answer(kind, *answer))
     for symbol, seq, price, ts in await fetch("sequences_settled", symbols, numbers):
         applied[symbol, seq] = content_of_settlement(price, ts)  # Its entries contain other fields.
     refused = await fetch("sequences_refused", [public_symbol(symbol) for symbol in symbols], numbers)
     unknown = {key: Applied.UNVERIFIED if key in found else Applied.NEVER for key in keys}
-    return Facts(unknown | applied, [row["digest"] for row in refused])
+    return Facts(unknown | dict.fromkeys(archived, Applied.ARCHIVED) | applied, [row["digest"] for row in refused])
+
+
+def _is_archived(row: asyncpg.Record, bounds: Mapping[str, asyncpg.Record]) -> bool:
+    """Whether an entry is one of an archived range. The table has only some of these, so they are not used."""
+    return row["symbol"] in bounds and row["entry"] <= bounds[row["symbol"]]["entry"]
 
 
 def _lasts(rows: Iterable[asyncpg.Record]) -> list[asyncpg.Record]:
@@ -122,10 +134,14 @@ async def _complete(fetch: Fetch, found: dict[Key, Event | None], lasts: Sequenc
         found[symbol, seq] = event and event._replace(lots=event.lots + lots)
 
 
-def _contents(found: Mapping[Key, Event | None], orders: Iterable[asyncpg.Record], known: set[Key]) -> dict[Key, Found]:
-    """Returns the contents of events. `orders` are the takeover orders of `known` sequences; other takeovers are left out."""
+def _contents(
+    found: Mapping[Key, Event | None], orders: Iterable[asyncpg.Record], known: set[Key], archived: set[Key]
+) -> dict[Key, Found]:
+    """Returns the contents of events. `orders` are the takeover orders of `known` sequences; other takeovers are left out, and
+    `archived` ones.
+    """
     applied: dict[Key, Found] = {}
-    rests = {(row["symbol"], row["seq"]): row for row in orders}
+    rests = {key: row for row in orders if (key := (row["symbol"], row["seq"])) not in archived}
     for key, event in found.items():
         if event is not None and event.kind != "takeover":
             applied[key] = event.content()

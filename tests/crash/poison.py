@@ -47,8 +47,10 @@ OF_POOLS = (
 )
 """Only events of the mutual are rejected with these; tests/mutual tests them."""
 
-BEYOND_LETTERS = (Reason.TOO_MANY_CONTRACTS, *OF_POOLS)
-"""The first needs 10,000 contracts in a partition; tests/core/test_many_contracts.py tests it."""
+BEYOND_LETTERS = (Reason.TOO_MANY_CONTRACTS, Reason.ARCHIVED, *OF_POOLS)
+"""The first needs 10,000 contracts in a partition; tests/core/test_many_contracts.py tests it. The second needs an archive;
+tests/store/test_archive.py tests it.
+"""
 
 RARE = (Reason.DATABASE_REFUSED, Reason.TOO_LARGE)
 """Each of these costs a dozen transactions, or the memory of a thousand others."""

@@ -22,6 +22,7 @@ from fundsvc.core.partition import Partition
 from fundsvc.core.sequences import Applied
 from fundsvc.mutual.store.writer import SQL as POOL_SQL
 from fundsvc.store.adl import AdlReader
+from fundsvc.store.archive.ranges import ARCHIVE_SQL
 from fundsvc.store.database import (
     SQL,
     StoreFault,
@@ -461,17 +462,21 @@ async def test_service_cannot_grant_rights(service_connection):
     assert not await service_connection.fetchval("SELECT has_table_privilege('entries', 'UPDATE')")
 
 
-@pytest.mark.parametrize(("statements", "of_mutual"), [(SQL, False), (POOL_SQL, True)], ids=["reserve", "mutual"])
-def test_every_statement_exists_and_is_used(statements, of_mutual):
+@pytest.mark.parametrize(
+    ("name", "statements", "of_mutual"),
+    [("SQL", SQL, False), ("ARCHIVE_SQL", ARCHIVE_SQL, False), ("SQL", POOL_SQL, True)],
+    ids=["reserve", "archive", "mutual"],
+)
+def test_every_statement_exists_and_is_used(name, statements, of_mutual):
     root = Path(fundsvc.__file__).parent
     paths = [path for path in root.rglob("*.py") if path.is_relative_to(root / "mutual") == of_mutual]
     sources = "".join(path.read_text() for path in paths)
-    assert set(re.findall(r'SQL\["(\w+)"\]', sources)) <= set(statements)
+    assert set(re.findall(rf'\b{name}\["(\w+)"\]', sources)) <= set(statements)
     assert set(statements) <= set(re.findall(r'"(\w+)"', sources))
 
 
 async def test_database_prepares_every_statement(service_connection):
-    for statement in SQL.values():
+    for statement in (*SQL.values(), *ARCHIVE_SQL.values()):
         await service_connection.prepare(statement)
 
 

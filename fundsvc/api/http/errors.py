@@ -9,6 +9,7 @@ from aiohttp import hdrs, web
 
 from fundsvc.logs.faults import ThrottledFaults
 from fundsvc.readmodel.adl_books import NotFollowed
+from fundsvc.store.archive.files import ArchiveUnreachable
 from fundsvc.store.database import StoreFault
 from fundsvc.store.freshness import Behind
 
@@ -170,6 +171,9 @@ class Errors:
                 return error
             case NotFollowed() | Behind():
                 return Unavailable(str(error))
+            case ArchiveUnreachable():
+                self._away.note(error)
+                return Unavailable(error.public_text)
             case StoreFault():
                 self._away.note(error)
                 return Unavailable("the database is unreachable: retry shortly")

@@ -14,6 +14,7 @@ import msgspec
 from fundsvc import __version__
 from fundsvc.core.generations import public_symbol
 from fundsvc.core.numbers import format_units
+from fundsvc.store.archive.files import NO_FILES, ArchiveFiles
 from fundsvc.store.database import Pool
 from fundsvc.store.days import AuditOfContract, Days, OrderOfSpan, Shortfall
 from fundsvc.store.reader import HOUR_MS, FundRow, Reader
@@ -55,10 +56,10 @@ class Day(NamedTuple):
     audits: Sequence[AuditOfContract]
 
 
-async def day_of(pool: Pool, day: date) -> Day:
+async def day_of(pool: Pool, day: date, archived: ArchiveFiles = NO_FILES) -> Day:
     """Reads a day of UTC; raises StoreFault."""
     start = int(datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp() * 1000)
-    days, statistics = Days(pool), Statistics(pool)
+    days, statistics = Days(pool, archived), Statistics(pool, archived)
     rows = await Reader(pool).funds()
     funds = [await _fund_of_day(statistics, row, start) for row in rows]
     return Day(
