@@ -1,4 +1,4 @@
-"""Commands on the archive of old entries: run, list, restore."""
+"""Commands on the archive of entries: run, list, restore."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager

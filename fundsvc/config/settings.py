@@ -294,7 +294,7 @@ class AuditConfig(Section, frozen=True):
 
 
 class ArchiveConfig(Section, frozen=True):
-    """The archive of old entries, and the login that removes them from the database."""
+    """the archive of earlier entries, and the login that removes them from the database."""
 
     location: str = ""
     days: Annotated[float, msgspec.Meta(ge=ARCHIVE_DAYS_MIN, le=36_500)] = 366.0

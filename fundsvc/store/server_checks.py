@@ -14,7 +14,7 @@ SESSION_ROUNDS = 5
 async def check_sessions(dsn: str) -> None:
     """Raises ValueError if each connection does not have a server process of its own; raises StoreFault.
 
-    A pooler in transaction or statement mode assigns a process anew for each transaction, so settings and locks of a session
+    A pooler in transaction or statement mode assigns another process to each transaction, so settings and locks of a session
     would be lost. A pooler reports a process number of its own, so one statement recognises that there is none.
     """
     async with AsyncExitStack() as stack:

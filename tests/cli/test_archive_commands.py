@@ -38,7 +38,7 @@ async def ledger(archived):
 
 
 async def archive(config, *arguments):
-    """Runs a command as the owner of the database, who may remove archived entries."""
+    """Runs a command as the owner of the database, which may remove archived entries."""
     overrides = {"FUNDSVC_DATABASE_OWNER_DSN": config.database.owner_dsn, "FUNDSVC_ARCHIVE_LOCATION": config.archive.location}
     return await fundsvc(config, *arguments, **overrides)
 

@@ -102,9 +102,10 @@ class Archiver:
         `files` has the files if the location of the archive does not.
         """
         source, symbol, left = files or self._files, stubs[0].symbol, stubs[0].first_entry - 1
-        await self._moves.begin_restoring(symbol, left)
         for stub in stubs:
             await check_file(source, stub, self._secrets)
+        await self._moves.begin_restoring(symbol, left)
+        for stub in stubs:
             async for rows in file_rows(source, stub):
                 await self._moves.restore(rows)
                 progress(len(rows))

@@ -1,4 +1,4 @@
-"""The view `ledger`: entries with decimal prices, amounts and UTC times, for people who read the database."""
+"""The view `ledger`: entries with decimal prices, amounts and UTC times, for reading with psql."""
 
 from alembic import op
 
