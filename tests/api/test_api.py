@@ -159,8 +159,14 @@ async def test_symbol_of_the_path_may_be_repeated_in_the_query(client):
     assert (await ask(client, f"{CONTRACTS}/XBTUSDTM", symbol="OLDUSDTM"))[0] == 400
 
 
-async def test_fund_shows_balance_and_outstanding_amount(client):
+async def with_open_interest(client):
+    """Returns the fund once the books are loaded, which have its open interest."""
     fund = await data(client, f"{FUNDS}/XBTUSDTM")
+    return fund if fund["openInterest"] is not None else None
+
+
+async def test_fund_shows_balance_and_outstanding_amount(client):
+    fund = await eventually(lambda: with_open_interest(client))
     (last,) = (await data(client, HISTORY, maxCount=1))["dataList"]
     assert abs(fund.pop("updatedAt") - time.time() * 1000) < 60_000
     assert abs(fund.pop("asOf") - time.time() * 1000) < 10_000
