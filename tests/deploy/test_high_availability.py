@@ -10,7 +10,7 @@ import kubernetes_validate
 import pytest
 import yaml
 from patroni import HA, PatroniCluster, needs_ha, patroni_packages
-from test_deployment import DEPLOY, TOOLS, name_of, needs, readable, run
+from test_deployment import DEPLOY, TOOLS, check_restricted, name_of, needs, readable, run
 
 from fundsvc.config.settings import load_config
 
@@ -176,16 +176,8 @@ def test_kustomize_adds_the_servers_to_the_service(local):
 @pytest.mark.parametrize("workload", WORKLOADS, ids=name_of)
 def test_pods_meet_the_restricted_profile(workload):
     pod = workload["spec"]["template"]["spec"]
-    assert pod["securityContext"]["runAsNonRoot"]
-    assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
-    assert not pod["automountServiceAccountToken"]
+    check_restricted(pod)
     for container in pod["containers"]:
-        assert container["securityContext"] == {
-            "allowPrivilegeEscalation": False,
-            "readOnlyRootFilesystem": True,
-            "capabilities": {"drop": ["ALL"]},
-        }
-        assert container["resources"]["limits"]["memory"]
         assert container["image"] == "fundsvc-postgres" or re.fullmatch(PINNED, container["image"])
 
 

@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Any, NamedTuple, Self, TypeVar
 from urllib.parse import quote
 
-from fundsvc.core.fund.chain import Kind
+from fundsvc.core.fund.chain import Entry, Kind
 from fundsvc.core.numbers import INT64_MAX
 from fundsvc.store.database import StoreFault
 
@@ -45,23 +45,7 @@ Row = dict[str, Any]
 Result = TypeVar("Result")
 
 _TEXTS = "symbol", "kind", "side", "trade_id", "order_id", "account"
-_COLUMNS = (
-    *(
-        "symbol",
-        "entry",
-        "seq",
-        "kind",
-        "change",
-        "balance",
-        "uncovered",
-        "repaid",
-        "side",
-        "lots",
-        "price",
-        "bankruptcy_price",
-    ),
-    *("trade_id", "order_id", "account", "ts", "seal", "closes", "forced", "recorded_at", "hash"),
-)
+_COLUMNS = (*Entry.__struct_fields__, "recorded_at", "hash")
 
 
 class ArchiveUnreachable(StoreFault):
