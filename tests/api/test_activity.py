@@ -196,8 +196,16 @@ async def test_orders_name_a_version_whose_policy_is_shown(config):  # noqa: F81
     async with world_of(with_policy(config, eligible="profitable")) as service:
         await service.send(*BEGINNING, shortfall(1))
     async with world_of(with_policy(config, eligible="all")) as service:
+
+        async def versions_shown():
+            return {policy["version"]: policy for policy in await service.data(path)}
+
+        async def is_changed():
+            return 2 in await versions_shown()
+
+        await eventually(is_changed)
         await service.send(shortfall(2))
-        versions = {policy["version"]: policy for policy in await service.data(path)}
+        versions = await versions_shown()
         second, first = await service.orders()
         assert versions[first["policyVersion"]]["eligible"] == "profitable"
         assert versions[second["policyVersion"]]["eligible"] == "all"

@@ -3,7 +3,7 @@
 import msgspec
 import pytest
 from forging import seal, unlock
-from test_tampering import SYMBOL, differences, ledger  # noqa: F401 - a fixture
+from test_tampering import SYMBOL, differences, ledger, pool  # noqa: F401 - fixtures
 
 from fundsvc.core.adl.records import OrderBody, Reduced
 
@@ -60,13 +60,13 @@ def of_symbol(statement):
 
 
 @pytest.mark.parametrize("what", ENTRIES)
-async def test_audit_finds_a_forged_entry(ledger, owner_connection, what):  # noqa: F811
+async def test_audit_finds_a_forged_entry(ledger, pool, owner_connection, what):  # noqa: F811
     await unlock(owner_connection)
     changed = await owner_connection.execute(of_symbol(ENTRIES[what]))
     assert changed != "UPDATE 0"
     await rebalance(owner_connection)
     await seal(owner_connection, SYMBOL)
-    found = await differences(ledger)
+    found = await differences(pool)
     assert found
     assert not any("hash" in difference for difference in found), found
 
@@ -81,16 +81,16 @@ async def rebalance(connection):
 
 
 @pytest.mark.parametrize("what", ROWS)
-async def test_audit_finds_a_forged_row(ledger, owner_connection, what):  # noqa: F811
+async def test_audit_finds_a_forged_row(ledger, pool, owner_connection, what):  # noqa: F811
     await unlock(owner_connection)
     for statement in ROWS[what]:
         assert await owner_connection.execute(of_symbol(statement)) != "UPDATE 0"
     await seal(owner_connection, SYMBOL)
-    assert await differences(ledger)
+    assert await differences(pool)
 
 
 @pytest.mark.parametrize("what", BODIES)
-async def test_audit_finds_a_forged_record_that_agrees_with_its_order(ledger, owner_connection, what):  # noqa: F811
+async def test_audit_finds_a_forged_record_that_agrees_with_its_order(ledger, pool, owner_connection, what):  # noqa: F811
     kind, form, fields = BODIES[what]
     await unlock(owner_connection)
     row = await owner_connection.fetchrow("SELECT record, adl, body FROM adl_records WHERE kind = $1 AND adl = 1", kind)
@@ -101,22 +101,22 @@ async def test_audit_finds_a_forged_record_that_agrees_with_its_order(ledger, ow
     for name, value in fields.items():
         await owner_connection.execute(f"UPDATE adl_orders SET {name} = $1 WHERE adl = 1", value)
     await seal(owner_connection, SYMBOL)
-    assert await differences(ledger)
+    assert await differences(pool)
 
 
 @pytest.mark.parametrize("lots", [1, 3])
-async def test_audit_finds_a_forged_execution(ledger, owner_connection, lots):  # noqa: F811
+async def test_audit_finds_a_forged_execution(ledger, pool, owner_connection, lots):  # noqa: F811
     """The forged execution has other lots and a consistent body."""
     await unlock(owner_connection)
     row = await owner_connection.fetchrow("SELECT * FROM adl_records WHERE kind = 'execution' ORDER BY record LIMIT 1")
     assert isinstance(msgspec.msgpack.decode(row["body"], type=Reduced), Reduced)
     await owner_connection.execute("UPDATE adl_records SET lots = $1 WHERE record = $2", lots, row["record"])
     await seal(owner_connection, SYMBOL)
-    assert await differences(ledger)
+    assert await differences(pool)
 
 
 @pytest.mark.parametrize("requested", [0, 1])
-async def test_audit_finds_a_forged_allocation(ledger, owner_connection, requested):  # noqa: F811
+async def test_audit_finds_a_forged_allocation(ledger, pool, owner_connection, requested):  # noqa: F811
     """The forged round requests other lots of the first account."""
     await unlock(owner_connection)
     row = await owner_connection.fetchrow("SELECT record, body FROM adl_records WHERE kind = 'order' AND adl = 1")
@@ -126,4 +126,4 @@ async def test_audit_finds_a_forged_allocation(ledger, owner_connection, request
     body = msgspec.msgpack.encode(msgspec.structs.replace(order, first=first))
     await owner_connection.execute("UPDATE adl_records SET body = $1 WHERE record = $2", body, row["record"])
     await seal(owner_connection, SYMBOL)
-    assert await differences(ledger)
+    assert await differences(pool)

@@ -22,7 +22,7 @@ from fundsvc.app import SWITCH_SECONDS, http_side, prepared, run_service, tune_i
 from fundsvc.config.settings import Config
 from fundsvc.metrics import Metrics
 from fundsvc.store.database import StoreFault, open_pool
-from fundsvc.store.schema import check_schema
+from fundsvc.store.server_checks import check_sessions
 from fundsvc.streams.client import open_client
 
 NOWHERE = "postgresql://nobody@127.0.0.1:1/nowhere"
@@ -44,9 +44,9 @@ async def test_a_starting_service_waits_for_its_database_until_it_is_stopped(con
 
     async def counted(*arguments) -> None:
         tries.append(arguments)
-        await check_schema(*arguments)
+        await check_sessions(*arguments)
 
-    monkeypatch.setattr("fundsvc.app.check_schema", counted)
+    monkeypatch.setattr("fundsvc.app.check_sessions", counted)
 
     async def start() -> None:
         async with prepared(_unreachable(config), stop):
