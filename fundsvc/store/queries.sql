@@ -399,7 +399,7 @@ WITH live AS (
     WHERE engine = $1 OR abs(extract(epoch FROM clock_timestamp() - seen_at)) < $2
 )
 SELECT (greatest(0, partitions / engines + (rank <= partitions % engines)::int - leaves) + all_leave - leaves)::int
-FROM live, (SELECT count(*) AS partitions FROM partitions) p WHERE engine = $1;
+FROM live, (SELECT count(*) AS partitions FROM partitions WHERE moving_to IS NULL) p WHERE engine = $1;
 
 -- name: other_engines
 SELECT EXISTS (SELECT FROM engines WHERE engine <> $1 AND abs(extract(epoch FROM clock_timestamp() - seen_at)) < $2);
@@ -415,7 +415,7 @@ WITH free AS (
     WHERE (owner IS NULL OR lease_until < clock_timestamp() OR EXISTS (
         SELECT FROM unnest($5::integer[], $6::timestamptz[]) AS d (partition, lease_until)
         WHERE d.partition = p.partition AND d.lease_until = p.lease_until
-    )) AND partition <> ALL ($4::integer[])
+    )) AND partition <> ALL ($4::integer[]) AND moving_to IS NULL
     ORDER BY partition LIMIT $2 FOR UPDATE SKIP LOCKED
 )
 UPDATE partitions p
@@ -1060,6 +1060,9 @@ DELETE FROM rollups WHERE symbol = $1;
 -- name: rollups_mark_unsound
 UPDATE rollup_progress SET sound = 0;
 
+-- name: cell
+SELECT name, partitions FROM cell;
+
 -- name: schema_version
 SELECT version_num FROM alembic_version;
 
@@ -1149,7 +1152,7 @@ WHERE o.adl = k.adl;
 
 -- name: audit_funds
 SELECT c.symbol, c.settle_currency, c.settle_decimals, c.price_decimals, c.multiplier, c.is_inverse, c.specification, c.partition,
-       (SELECT count(*) FROM partitions) AS partitions,
+       (SELECT partitions FROM cell) AS partitions,
        (SELECT min(recorded_at) FROM policies WHERE partition = c.partition) AS policies_since,
        f.balance, f.outstanding, f.entry, f.seq, f.adl, f.head, f.guard, f.adl_record, f.adl_head,
        coalesce((
