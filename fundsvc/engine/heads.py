@@ -21,6 +21,7 @@ from typing import Any
 
 import msgspec
 
+from fundsvc.config.cells import MAIN
 from fundsvc.store.database import Pool, StoreFault
 from fundsvc.store.reader import fetch
 
@@ -47,12 +48,14 @@ class _Answer(msgspec.Struct):
     data: list[Head] | Head
 
 
-async def save_heads(pool: Pool, directory: Path, days: float) -> None:
-    """Writes the heads of all contracts into this hour's file unless it exists, and deletes files older than `days`.
+async def save_heads(pool: Pool, directory: Path, days: float, cell: str = MAIN) -> None:
+    """Writes the heads of all contracts of a cell into its file of this hour unless it exists, and deletes files older than
+    `days`.
 
     Raises StoreFault if the database fails or the directory is not writable.
     """
-    path = directory / time.strftime("heads-%Y-%m-%dT%H.jsonl", time.gmtime())
+    of_cell = "" if cell == MAIN else f"-{cell}"
+    path = directory / time.strftime(f"heads-%Y-%m-%dT%H{of_cell}.jsonl", time.gmtime())
     if path.exists():
         return
     now = time.time_ns() // 1_000_000
@@ -111,7 +114,7 @@ async def head_differences(pool: Pool, heads: Iterable[Head]) -> dict[str, list[
     while chunk := list(islice(rest, HEADS_PER_READ)):
         keys = [head.symbol for head in chunk], [head.entry for head in chunk], [head.adl_record for head in chunk]
         for head, row in zip(chunk, await fetch(pool, "chain_links", *keys), strict=True):
-            found[head.symbol] += _differences(head, *row)
+            found[head.symbol] += _differences(head, row["listed"], row["head"], row["adl_head"])
     return {symbol: differences for symbol, differences in found.items() if differences}
 
 

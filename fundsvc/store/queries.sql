@@ -490,13 +490,24 @@ SELECT EXISTS (SELECT FROM pg_stat_wal_receiver)
        THEN NOT pg_is_wal_replay_paused() AND pg_last_wal_replay_lsn() >= pg_last_wal_receive_lsn() END IS TRUE;
 
 -- name: tail_offsets
--- The last settled message of each partition, the clock, and the time up to which the database has every commit: at a primary now;
+-- The last settled message of each partition that a cell has, or one row without any, the clock, and the time up to which the database has every commit: at a primary now;
 -- at a replica the newest heartbeat, or the last replayed commit if no engine writes heartbeats.
-SELECT p.partition, p.last_id, p.events, p.epoch, p.commits, (extract(epoch FROM now()) * 1000)::bigint AS now_ms,
+SELECT p.partition, p.generation, p.last_id, p.events, p.epoch, p.commits, (extract(epoch FROM now()) * 1000)::bigint AS now_ms,
        (extract(epoch FROM CASE WHEN pg_is_in_recovery()
             THEN coalesce((SELECT max(h.at) FROM heartbeats h), pg_last_xact_replay_timestamp()) ELSE now() END
        ) * 1000)::bigint AS as_of_ms
-FROM partitions p;
+FROM (VALUES (1)) always LEFT JOIN partitions p ON true;
+
+-- name: cell_partitions
+-- The partitions that a cell has, for operators.
+SELECT p.partition, p.generation, p.moving_to, p.lease_until > clock_timestamp() IS TRUE AS live,
+       count(f.symbol) AS contracts, coalesce(sum(f.entry), 0)::bigint AS entries
+FROM partitions p LEFT JOIN contracts c USING (partition) LEFT JOIN funds f USING (symbol)
+GROUP BY p.partition ORDER BY p.partition;
+
+-- name: held_partitions
+-- The partitions that a cell has, with their generations.
+SELECT partition, generation FROM partitions;
 
 -- name: rates
 -- The newest rate of each currency over all partitions; one from the future only if there is no other.
@@ -932,6 +943,22 @@ CROSS JOIN LATERAL (SELECT * FROM adl_orders x WHERE x.symbol = d.symbol AND x.a
 WHERE d.number BETWEEN $2 AND $3
 ORDER BY CASE WHEN $4::boolean THEN d.number ELSE -d.number END LIMIT $5;
 
+-- name: reduction_places
+-- The reductions of an account in a cell, by their first executions.
+SELECT symbol, adl, round, min(record) AS record, min(recorded_at) AS at
+FROM adl_records WHERE kind = 'execution' AND account = $1 GROUP BY symbol, adl, round;
+
+-- name: reductions_at
+-- Reductions by the records of their first executions.
+SELECT k.symbol, k.record, r.account, o.updated_at, r.adl, o.cause, r.round, o.reduce AS side, o.price, o.ts, s.executed, r.body
+FROM unnest($1::text[], $2::bigint[]) AS k (symbol, record)
+JOIN adl_records r USING (symbol, record)
+CROSS JOIN LATERAL (SELECT * FROM adl_orders x WHERE x.symbol = r.symbol AND x.adl = r.adl LIMIT 1) o
+CROSS JOIN LATERAL (
+    SELECT sum(x.lots)::bigint AS executed FROM adl_records x
+    WHERE x.symbol = r.symbol AND x.adl = r.adl AND x.round = r.round AND x.kind = 'execution' AND x.account = r.account
+) s;
+
 -- name: carried_lots
 -- The lots that each fund holds, with those in its open takeover orders.
 SELECT symbol, (sum(held) + sum(in_orders))::bigint AS lots FROM holdings GROUP BY symbol;
@@ -1079,7 +1106,7 @@ FROM funds f ORDER BY f.symbol;
 
 -- name: chain_links
 -- Whether some contracts are listed, and the hashes of an entry and of an ADL record of each.
-SELECT c.symbol IS NOT NULL AS listed, encode(e.hash, 'hex') AS head, encode(r.hash, 'hex') AS adl_head
+SELECT k.symbol, c.symbol IS NOT NULL AS listed, encode(e.hash, 'hex') AS head, encode(r.hash, 'hex') AS adl_head
 FROM unnest($1::text[], $2::bigint[], $3::bigint[]) WITH ORDINALITY AS k (symbol, entry, record, place)
 LEFT JOIN contracts c ON c.symbol = k.symbol
 LEFT JOIN entries e ON e.symbol = k.symbol AND e.entry = k.entry

@@ -24,14 +24,16 @@ async def check_schema(dsn: str, partitions: int, cell: str = MAIN) -> None:
         with faults():
             check_encoding(await connection.fetchval("SHOW server_encoding"))
             try:
-                found = await connection.fetchval(SQL["schema_version"])
+                revision = await connection.fetchval(SQL["schema_version"])
             except UndefinedTableError:
-                found = None
-            if is_outdated(found):
+                revision = None
+            if is_outdated(revision):
                 raise ValueError(
-                    f"the database has schema {found}, this version needs {newest_revision()}: run fundsvc migrate"
+                    f"the database has schema {revision}, this version needs {newest_revision()}: run fundsvc migrate"
                 )
-            check_cell(*await connection.fetchrow(SQL["cell"]) or (cell, 0), cell, partitions)
+            found = await connection.fetchrow(SQL["cell"])
+            name, count = found or (cell, 0)
+            check_cell(name, count, cell, partitions)
 
 
 @cache

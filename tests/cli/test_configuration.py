@@ -102,7 +102,7 @@ def value_at(values, path):
     return values
 
 
-def another(key):
+def another(key):  # noqa: PLR0911 - one for each kind of key
     """Returns a legal value that is not the default, as text of the environment and as a value."""
     default = value_at(defaults(), key.path)
     if get_origin(key.kind) is dict:

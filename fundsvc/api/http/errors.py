@@ -9,7 +9,7 @@ from aiohttp import hdrs, web
 
 from fundsvc.logs.faults import ThrottledFaults
 from fundsvc.readmodel.adl_books import NotFollowed
-from fundsvc.store.database import StoreFault
+from fundsvc.store.database import CellAway, StoreFault
 from fundsvc.store.freshness import Behind
 
 RETRY_SECONDS = "1"
@@ -170,6 +170,9 @@ class Errors:
                 return error
             case NotFollowed() | Behind():
                 return Unavailable(str(error))
+            case CellAway():
+                self._away.note(error)
+                return Unavailable(error.public_text)
             case StoreFault():
                 self._away.note(error)
                 return Unavailable("the database is unreachable: retry shortly")

@@ -1,6 +1,7 @@
 """The audit: recomputes funds from entry 1 and compares them with the stored state."""
 
 from collections.abc import Callable
+from functools import partial
 
 import msgspec
 
@@ -10,6 +11,7 @@ from fundsvc.core.policy import Policy
 from fundsvc.store.audits import beginning, read_part
 from fundsvc.store.database import Pool
 from fundsvc.store.policies import policies_of
+from fundsvc.store.reader import fetch
 from fundsvc.store.rollup_audit import rollup_differences
 
 DIFFERENCES_MAX = 20
@@ -52,7 +54,7 @@ async def audit_contract(
         part = await read_part(pool, symbol, since, PART_ENTRIES)
         if part.ledger is None:
             return ContractAudit(symbol, 0, "", [missing(symbol)])
-        policies = await policies_of(pool, [symbol], lambda _: policy)
+        policies = await policies_of(partial(fetch, pool), [symbol], lambda _: policy)
         replay = part.replay(part.ledger, policies[symbol], secrets)
         for _ in part.followed(replay):
             if len(replay.differences) >= DIFFERENCES_MAX:

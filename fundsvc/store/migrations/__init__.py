@@ -48,7 +48,8 @@ async def migrate(owner_dsn: str, partitions: int, cell: str = MAIN, held: Seque
         raise StoreFault(f"cannot migrate: {error}") from error
     finally:
         await engine.dispose()
-    check_cell(*found or (cell, partitions), cell, partitions)
+    if found is not None:
+        check_cell(found.name, found.partitions, cell, partitions)
 
 
 _NAME_CELL = text("INSERT INTO cell (name, partitions) VALUES (:name, :partitions)")

@@ -20,15 +20,18 @@ ALTER TABLE partitions
     ADD COLUMN generation bigint NOT NULL DEFAULT 1 CHECK (generation > 0),
     ADD COLUMN moving_to text COLLATE "C";
 COMMENT ON TABLE partitions IS 'The partitions that this cell holds.';
-COMMENT ON COLUMN partitions.generation IS 'Rises with each move. Of several cells with a partition, the highest one holds it.';
-COMMENT ON COLUMN partitions.moving_to IS 'The cell to which the partition moves: no engine owns it here until the move is undone.';
+COMMENT ON COLUMN partitions.generation IS
+    'Rises with each move. Of several cells with a partition, the highest one holds it.';
+COMMENT ON COLUMN partitions.moving_to IS
+    'The cell to which the partition moves. No engine owns it here until the move is undone.';
 
 CREATE TABLE arriving (
     partition integer PRIMARY KEY,
     generation bigint NOT NULL,
     began_at timestamptz NOT NULL DEFAULT now()
 );
-COMMENT ON TABLE arriving IS 'Partitions that move here. Their entries and ADL records are copied first; no statement shows them.';
+COMMENT ON TABLE arriving IS
+    'Partitions that move here. Their entries and ADL records are copied first; no statement shows them.';
 
 CREATE TABLE copied (
     symbol text COLLATE "C" NOT NULL,
