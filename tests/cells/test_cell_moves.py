@@ -179,6 +179,17 @@ async def test_partition_moves_back(cells, owners, ledger):
     assert await is_gone(owners["b"])
 
 
+async def test_a_cell_restored_to_before_a_move_gives_up_its_outdated_copy(cells, owners, ledger):
+    with pytest.raises(Killed):
+        await run_move(cells, killing("arrived"))
+    await owners["main"].execute("UPDATE partitions SET moving_to = NULL")
+    assert await holders(owners) == ["main", "b"]
+    await run_move(cells)
+    assert await holders(owners) == ["b"]
+    assert await dump(owners["b"]) == ledger
+    assert await is_gone(owners["main"])
+
+
 async def test_move_refuses_a_copy_that_differs(cells, owners, ledger):
     async def falsify(name):
         if name == "caught up":
