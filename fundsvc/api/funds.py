@@ -138,8 +138,8 @@ class FundResources:
 
     async def at(self, query: MomentQuery, symbol: str) -> FundAtAnswer:
         """A fund at a time of the engine's clock."""
-        self._tail.check_knows(query.ts)
         contract = (await find_contract(self._reader, symbol)).contract
+        self._tail.check_knows(query.ts, contract.symbol)
         return fund_at_answer(contract, query.ts, await self._statistics.at(contract.symbol, query.ts))
 
     async def audit(self, _query: Query, symbol: str) -> AuditAnswer:
@@ -162,7 +162,7 @@ class FundResources:
         contract = (await find_contract(self._reader, symbol)).contract
         now_ms = time.time_ns() // 1_000_000
         span = query.starts(now_ms)
-        self._tail.check_knows(span.stop)
+        self._tail.check_knows(span.stop, contract.symbol)
         buckets = await self._statistics.buckets(contract.symbol, span.start, span.stop, span.step)
         return list(candles(buckets, span, now_ms, contract.settle_decimals))
 
@@ -170,7 +170,7 @@ class FundResources:
         """The balance over time with the lowest and highest of each part, for a chart that hides no dip."""
         contract = (await find_contract(self._reader, symbol)).contract
         end = None if query.end is UNSET else query.end
-        self._tail.check_knows(end or 0)
+        self._tail.check_knows(end or 0, contract.symbol)
         return chart_answer(contract, await self._statistics.chart(contract.symbol, query.begin, end))
 
     async def history(self, query: HistoryQuery, symbol: str) -> Page[EntryAnswer]:

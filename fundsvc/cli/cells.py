@@ -12,6 +12,7 @@ from fundsvc.cli.commands import cli
 from fundsvc.cli.running import DONE, NO, Json, Terminal, print_json, run
 from fundsvc.cli.tables import left, right, show_table
 from fundsvc.config.settings import Config
+from fundsvc.core.contracts import partition_of
 from fundsvc.store.cell_moves import CannotMove, CellPlace, Move, Owner, as_owner, places
 from fundsvc.store.cell_pools import pools_by_cell
 from fundsvc.store.database import StoreFault
@@ -54,6 +55,8 @@ def move(context: typer.Context, partition: Partition, cell: str, why: Why = "",
         async with prepared(config), _owners(config, partition) as (owners, found):
             if cell not in owners:
                 raise CannotMove(f"{cell} is not a cell: there are {', '.join(owners)}")
+            if pools := [name for name in config.mutual.pools if partition_of(name, config.stream.partitions) == partition]:
+                raise CannotMove(f"the pools {', '.join(pools)} belong to partition {partition}, which stays in the first cell")
             others = [place.cell for place in found if place.cell != cell] or [name for name in owners if name != cell]
             moved = await Move(owners[others[0]], owners[cell], partition).run()
         if json:

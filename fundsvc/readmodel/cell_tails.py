@@ -66,10 +66,13 @@ class CellTails:
         """Raises CellAway if the contract with a public name may exist in a cell that is away."""
         self._check_cell(self._known.cell_of_symbol(name))
 
-    def check_knows(self, moment_ms: int) -> None:
-        """Raises Behind if a moment is later than the known state of a cell that is too far behind."""
-        for tail in self._tails.values():
-            tail.check_knows(moment_ms)
+    def check_knows(self, moment_ms: int, key: str | None = None) -> None:
+        """Raises Behind if a moment is later than the known state of a contract's cell, and that is too far behind.
+
+        Lists and sums lack such cells.
+        """
+        if key in self._cells:
+            self._tails[self._cells[key]].check_knows(moment_ms)
 
     @property
     def as_of_ms(self) -> int:

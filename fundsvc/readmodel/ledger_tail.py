@@ -190,8 +190,11 @@ class Tail:
         """Raises StoreFault if the contract with a public name may be unknown because the database does not answer."""
         self.check()
 
-    def check_knows(self, moment_ms: int) -> None:
-        """Raises Behind if a moment is later than the known state and the replica is too far behind."""
+    def check_knows(self, moment_ms: int, key: str | None = None) -> None:  # noqa: ARG002 - as for `check`
+        """Raises Behind if a moment is later than the known state and the replica is too far behind.
+
+        With the ledger key of a contract, only its fund matters.
+        """
         if moment_ms > self.as_of_ms:
             self.freshness.check()
 

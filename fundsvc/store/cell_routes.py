@@ -30,12 +30,14 @@ class Route(NamedTuple):
     """How a statement is divided among cells, and how their rows are merged.
 
     `split` returns the parameters for each cell, None for a list of all cells. `merge` receives the rows of each cell. Without
-    `whole`, a list may lack the rows of cells that are away, if its reader accepts that.
+    `whole`, a list may lack the rows of cells that are away, if its reader accepts that. A list that `locates` has the
+    generations of partitions.
     """
 
     split: Callable[[CellMap, Parameters], PerCell | None]
     merge: Callable[[Sequence[list[Row]], Parameters], list[Row]]
     whole: bool = False
+    locates: bool = False
 
 
 def _one_symbol(place: int) -> Callable[[CellMap, Parameters], PerCell]:
@@ -234,7 +236,7 @@ ROUTES: Mapping[str, Route] = {
     **dict.fromkeys(("heads", "chain_heads", "audited", "audit_states"), Route(_everywhere, _BY_SYMBOL)),
     "newest_fills": Route(_everywhere, _BY_SYMBOL),
     "fund_hours": Route(_everywhere, _ordered(itemgetter("symbol", "hour"))),
-    "partitions": Route(_everywhere, _ordered(itemgetter("partition"))),
+    "partitions": Route(_everywhere, _ordered(itemgetter("partition")), locates=True),
     "engines": Route(_everywhere, _ordered(itemgetter("since"))),
     "rates": Route(_everywhere, _newest_rates),
     "orders_latest": Route(_everywhere, _ordered(_latest, 0)),
@@ -275,6 +277,8 @@ async def routed(cells: Cells, block: str, parameters: Parameters, read: Read) -
     wanted = dict.fromkeys(cells.pools, parameters) if divided is None else divided
     one_by_one = (_rows_of(cells, cell, block, given, read, is_list=divided is None) for cell, given in wanted.items())
     answers = await asyncio.gather(*one_by_one)
+    if divided is None:
+        answers = [_held(cell, answer, known) for cell, answer in zip(wanted, answers, strict=True)]
     faults = [answer for answer in answers if isinstance(answer, CellAway)]
     may_lack = divided is None and cells.skips_away and not route.whole and len(faults) < len(wanted)
     if faults and not may_lack:
@@ -285,7 +289,7 @@ async def routed(cells: Cells, block: str, parameters: Parameters, read: Read) -
 async def _rows_of(
     cells: Cells, cell: str, block: str, parameters: Parameters, read: Read, *, is_list: bool
 ) -> list[Row] | CellAway:
-    """Returns the rows of one cell; of a list, those of what the cell holds."""
+    """Returns the rows of one cell. A list is not read again from a cell that did not answer shortly before."""
     known = cells.known
     if is_list and known.is_away(cell):
         return CellAway(cell, "it did not answer shortly before")
@@ -294,7 +298,14 @@ async def _rows_of(
     except StoreFault as fault:
         known.note_fault(cell)
         return CellAway(cell, str(fault))
-    return [row for row in rows if _is_held(row, cell, known)] if is_list else rows
+    if ROUTES[block].locates:
+        known.note(cell, {row["partition"]: row["generation"] for row in rows})
+    return rows
+
+
+def _held(cell: str, answer: list[Row] | CellAway, known: CellMap) -> list[Row] | CellAway:
+    """Returns the rows of a list that belong to what a cell holds."""
+    return answer if isinstance(answer, CellAway) else [row for row in answer if _is_held(row, cell, known)]
 
 
 def _is_held(row: Row, cell: str, known: CellMap) -> bool:

@@ -431,7 +431,9 @@ SELECT pg_terminate_backend(pid, 1000) FROM pg_stat_activity WHERE application_n
 UPDATE partitions SET owner = NULL, lease_until = NULL WHERE partition = $1 AND epoch = $2;
 
 -- name: partitions
-SELECT partition, epoch, owner, last_id, messages, events, partial_id, halted, duplicates, lease_until > clock_timestamp() AS live FROM partitions ORDER BY partition;
+SELECT partition, generation, epoch, owner, last_id, messages, events, partial_id, halted, duplicates,
+       lease_until > clock_timestamp() AS live
+FROM partitions ORDER BY partition;
 
 -- name: engines
 SELECT engine, since, extract(epoch FROM clock_timestamp() - seen_at)::float8 AS silent FROM engines ORDER BY since, engine;

@@ -70,7 +70,8 @@ async def test_a_cell_that_is_away_takes_down_its_funds_alone(cells, second):
                 status, headers, body = await service.answer(f"/api/v1/insurance-fund{path}")
                 assert (status, body["msg"]) == (503, "the database of cell b is unreachable: retry shortly"), path
                 assert headers["Retry-After"]
-            assert (await status_of(service, f"/api/v1/insurance-fund/{HERE}/history"))[0] == 200
+            for path in ("", "/history", "/candles", "/chart", "/at?ts=9000000000000"):
+                assert (await status_of(service, f"/api/v1/insurance-fund/{HERE}{path}"))[0] == 200, path
             for path in ("/insurance-fund", "/contracts/active", "/policies"):
                 status, away, body = await status_of(service, f"/api/v1{path}")
                 assert (status, away, HERE in str(body), AWAY in str(body)) == (200, "b", True, False), path

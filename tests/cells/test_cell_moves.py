@@ -120,11 +120,17 @@ async def is_gone(connection):
     return not any(found.values()) and not any(rest)
 
 
+def set_sizes(monkeypatch, rows, linger_seconds):
+    """Sets the rows of a chunk and of a deletion, and how long the source shows a moved partition."""
+    monkeypatch.setattr(cell_moves, "CHUNK_ROWS", rows)
+    monkeypatch.setattr(cell_moves, "PURGE_ROWS", rows)
+    monkeypatch.setattr(cell_moves, "LINGER_SECONDS", linger_seconds)
+
+
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch):
     """Several chunks of few rows."""
-    monkeypatch.setattr(cell_moves, "CHUNK_ROWS", 4)
-    monkeypatch.setattr(cell_moves, "PURGE_ROWS", 2)
+    set_sizes(monkeypatch, 3, 0.0)
 
 
 @pytest.mark.parametrize("step", STEPS)
@@ -227,8 +233,7 @@ async def test_entries_of_the_ledger_stay_append_only(cells, owners, ledger):
 
 
 async def test_partition_moves_while_the_service_runs(cells, owners, monkeypatch):
-    monkeypatch.setattr(cell_moves, "CHUNK_ROWS", 100)
-    monkeypatch.setattr(cell_moves, "PURGE_ROWS", 100)
+    set_sizes(monkeypatch, 100, 0.3)
     async with serving_cells(cells) as service:
         await escalated(service, FIRST, "ann")
         await service.shows(FIRST, 3)

@@ -44,10 +44,8 @@ def in_cells(config, main, b):
     database = msgspec.structs.replace(config.database, dsn=main[0], owner_dsn=main[1], cells=further)
     stream = msgspec.structs.replace(config.stream, partitions=PARTITIONS)
     found = msgspec.structs.replace(config, database=database, stream=stream)
-    quick = with_section(
-        with_section(found, "engine", lease_seconds=0.6, rollup_seconds=0.05), "http", port=0, book_seconds=0.05
-    )
-    return with_secret(quick)
+    quick = with_section(found, "engine", lease_seconds=0.6, rollup_seconds=0.05)
+    return with_secret(with_section(quick, "http", port=0, book_seconds=0.05, stale_seconds_max=2))
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ Each step may be repeated: a command that was killed is run again, or undone unt
 the owners of the schemas.
 """
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -31,6 +32,9 @@ CATCH_UP_ROWS = 20_000
 
 PASSES_MAX = 100
 """Bounds the copying in advance of a partition that grows faster than it is copied."""
+
+LINGER_SECONDS = 1.0
+"""How long the source shows the partition after the target holds it. All processes read that within this time."""
 
 PURGE_ROWS = 10_000
 """Rows that one statement deletes."""
@@ -122,6 +126,7 @@ class Move:
         await self._arrive(generation)
         paused = time.monotonic() - started
         await self._step("arrived")
+        await asyncio.sleep(LINGER_SECONDS)
         return paused
 
     async def undo(self) -> None:
