@@ -6,35 +6,33 @@ import pytest
 from conftest import administrator, dsn_for
 from eventually import eventually
 from served import contract, fill
-from two_cells import HELD, PARTITIONS, SYMBOLS, in_cells, serving_cells
+from two_cells import SYMBOLS, create_cells, in_cells, serving_cells
 
 from fundsvc.local.servers import EmbeddedServers
-from fundsvc.store.migrations import migrate
 
 HERE, AWAY = SYMBOLS[0], SYMBOLS[2]
 
 
 @pytest.fixture(scope="module")
-def second(short_directory):
-    """A second PostgreSQL server."""
-    servers = EmbeddedServers(short_directory / "b")
-    with servers.used():
-        servers.start(valkey=False)
-        yield servers
+def second(servers, short_directory):
+    """A second PostgreSQL server; it has the second cell, and the other server the first one."""
+    second = EmbeddedServers(short_directory / "b")
+    with second.used():
+        second.start(valkey=False)
+        asyncio.run(create_cells({"away_main": (servers, "main"), "away_b": (second, "b")}))
+        yield second
 
 
 @pytest.fixture
 async def cells(config, servers, second):
     """The configuration of a ledger in two cells with servers of their own."""
+    of = {}
     for cell, server in (("main", servers), ("b", second)):
+        name = f"copy_{cell}"
         async with administrator(server) as connection:
-            await connection.execute(f"DROP DATABASE IF EXISTS cell_{cell} WITH (FORCE)")
-            await connection.execute(f"CREATE DATABASE cell_{cell}")
-        await migrate(dsn_for(server.owner_dsn, f"cell_{cell}"), PARTITIONS, cell, HELD[cell])
-    of = {
-        cell: (dsn_for(one.dsn, f"cell_{cell}"), dsn_for(one.owner_dsn, f"cell_{cell}"))
-        for cell, one in (("main", servers), ("b", second))
-    }
+            await connection.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+            await connection.execute(f"CREATE DATABASE {name} TEMPLATE away_{cell}")
+        of[cell] = dsn_for(server.dsn, name), dsn_for(server.owner_dsn, name)
     return in_cells(config, of["main"], of["b"])
 
 

@@ -8,9 +8,9 @@ from commands import environment_of, fundsvc
 from conftest import connected, dsn_for, with_section
 from eventually import eventually
 from served import contract, fill
-from two_cells import HELD, SYMBOLS, cells, owners, serving_cells
+from two_cells import HELD, SYMBOLS, cell_templates, cells, owners, serving_cells
 
-__all__ = ["cells", "owners"]  # fixtures
+__all__ = ["cell_templates", "cells", "owners"]  # fixtures
 
 AWAY = "postgresql://nobody@127.0.0.1:1/nothing"
 

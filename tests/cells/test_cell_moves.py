@@ -5,13 +5,13 @@ import asyncio
 import pytest
 from eventually import eventually
 from served import contract, fill
-from two_cells import SYMBOLS, cells, owners, serving_cells, symbol_in
+from two_cells import SYMBOLS, cell_templates, cells, owners, serving_cells, symbol_in
 
 from fundsvc.core.contracts import partition_of
 from fundsvc.store import cell_moves
 from fundsvc.store.cell_moves import BY_PARTITION, BY_SYMBOL, CHAINS, CannotMove, Differs, Move, as_owner
 
-__all__ = ["cells", "owners"]  # fixtures
+__all__ = ["cell_templates", "cells", "owners"]  # fixtures
 
 PARTITION = 1
 MANY = [symbol_in(PARTITION, number) for number in range(3)]

@@ -3,12 +3,12 @@
 import pytest
 from eventually import eventually
 from served import contract, fill
-from two_cells import HELD, SYMBOLS, cells, owners, serving_cells
+from two_cells import HELD, SYMBOLS, cell_templates, cells, owners, serving_cells
 
 from fundsvc.store.migrations import migrate
 from fundsvc.store.schema import check_schema
 
-__all__ = ["cells", "owners"]  # fixtures
+__all__ = ["cell_templates", "cells", "owners"]  # fixtures
 
 
 async def filled(service):

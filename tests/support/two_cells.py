@@ -48,15 +48,30 @@ def in_cells(config, main, b):
     return with_secret(with_section(quick, "http", port=0, book_seconds=0.05, stale_seconds_max=2))
 
 
+@pytest.fixture(scope="session")
+def cell_templates(servers):
+    """The names of migrated databases of both cells, for copies."""
+    names = {cell: f"template_cell_{cell}" for cell in HELD}
+    asyncio.run(create_cells({names[cell]: (servers, cell) for cell in HELD}))
+    return names
+
+
+async def create_cells(databases):
+    """Creates databases by name, each on a server, and makes them cells."""
+    for name, (server, cell) in databases.items():
+        async with administrator(server) as connection:
+            await connection.execute(f"CREATE DATABASE {name}")
+        await migrate(dsn_for(server.owner_dsn, name), PARTITIONS, cell, HELD[cell])
+
+
 @pytest.fixture
-async def cells(config, servers):
+async def cells(config, servers, cell_templates):
     """The configuration of a ledger in two migrated cells."""
     names = {cell: f"cell_{cell}_{next(_NUMBERS)}" for cell in HELD}
     dsns = {cell: (dsn_for(servers.dsn, name), dsn_for(servers.owner_dsn, name)) for cell, name in names.items()}
     for cell, name in names.items():
         async with administrator(servers) as connection:
-            await connection.execute(f"CREATE DATABASE {name}")
-        await migrate(dsns[cell][1], PARTITIONS, cell, HELD[cell])
+            await connection.execute(f"CREATE DATABASE {name} TEMPLATE {cell_templates[cell]}")
     yield in_cells(config, dsns["main"], dsns["b"])
     for name in names.values():
         async with administrator(servers) as connection:
