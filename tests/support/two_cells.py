@@ -57,9 +57,11 @@ def cell_templates(servers):
 
 
 async def create_cells(databases):
-    """Creates databases by name, each on a server, and makes them cells."""
+    """Creates databases by name, each on a server, and makes them cells. Every module with the fixtures calls it."""
     for name, (server, cell) in databases.items():
         async with administrator(server) as connection:
+            if await connection.fetchval("SELECT true FROM pg_database WHERE datname = $1", name):
+                continue
             await connection.execute(f"CREATE DATABASE {name}")
         await migrate(dsn_for(server.owner_dsn, name), PARTITIONS, cell, HELD[cell])
 
