@@ -12,6 +12,7 @@ import asyncpg
 from asyncpg.exceptions._base import DataError as InvalidValue
 from asyncpg.pool import PoolConnectionProxy
 
+from fundsvc.store.cells import Cells
 from fundsvc.store.hosts import dial, leave_old_primary
 
 CONNECT_SECONDS = 5.0
@@ -37,8 +38,11 @@ IDLE_IN_TRANSACTION_MS = 3000
 LOST_CONNECTION = "the handler is closed"
 """The text of uvloop's RuntimeError for a write to a connection that was just lost."""
 
-Pool = asyncpg.Pool
-"""A connection pool for reads and background work."""
+CellPool = asyncpg.Pool
+"""A connection pool of one database."""
+
+Pool = CellPool | Cells
+"""What reads use: the pool of the only database of a ledger, or those of its cells."""
 
 _FAULTS = (
     OSError,
@@ -70,6 +74,15 @@ class StoreFault(Exception):
     """The database is unreachable or refuses; time or an operator can repair it. A commit that raised this may have been
     written.
     """
+
+
+class CellAway(StoreFault):
+    """One of several cells is unreachable. `public_text` is safe to publish."""
+
+    def __init__(self, cell: str, cause: str) -> None:
+        super().__init__(f"cell {cell} is away: {cause}")
+        self.cell = cell
+        self.public_text = f"the database of cell {cell} is unreachable: retry shortly"
 
 
 class StoreRefusal(Exception):
@@ -208,8 +221,23 @@ async def _leave_as_is(_connection: object) -> None:
     """Skips the reset of a connection. No statement of the service changes a session, and a reset costs a round trip."""
 
 
+def pool_of(pool: Pool, partition: int) -> CellPool:
+    """Returns the pool of the database that holds a partition."""
+    return pool.of(partition) if isinstance(pool, Cells) else pool
+
+
+def pool_of_symbol(pool: Pool, symbol: str) -> CellPool:
+    """Returns the pool of the database that holds a contract, by its symbol or ledger key."""
+    return pool.of_symbol(symbol) if isinstance(pool, Cells) else pool
+
+
+def main_pool(pool: Pool) -> CellPool:
+    """Returns the pool of the first cell, for what belongs to no partition."""
+    return pool.main if isinstance(pool, Cells) else pool
+
+
 @asynccontextmanager
-async def acquired(pool: asyncpg.Pool) -> AsyncIterator[PoolConnectionProxy]:
+async def acquired(pool: CellPool) -> AsyncIterator[PoolConnectionProxy]:
     """Acquires a connection of a pool. A failure closes it, because a reset would wait for the server."""
     async with pool.acquire() as connection:
         try:
