@@ -15,8 +15,8 @@ from fundsvc.config.settings import Config
 from fundsvc.core.contracts import partition_of
 from fundsvc.store.cell_moves import CannotMove, CellPlace, Move, Owner, as_owner, places
 from fundsvc.store.cell_pools import pools_by_cell
-from fundsvc.store.database import StoreFault
-from fundsvc.store.reader import fetch
+from fundsvc.store.database import CellPool, StoreFault
+from fundsvc.store.reader import fetch_in_cell
 
 cells = typer.Typer(help="Cells: the databases of the ledger, and the partitions that they hold.", no_args_is_help=True)
 cli.add_typer(cells, name="cells")
@@ -88,12 +88,12 @@ def undo(context: typer.Context, partition: Partition, why: Why = "") -> None:
     run(context, command)
 
 
-async def _held(pools: Mapping[str, Any]) -> tuple[list[dict[str, Any]], list[str]]:
+async def _held(pools: Mapping[str, CellPool]) -> tuple[list[dict[str, Any]], list[str]]:
     """Returns the partitions that the cells have, and the cells that are away."""
     found, away = [], []
     for cell, pool in pools.items():
         try:
-            rows = await fetch(pool, "cell_partitions")
+            rows = await fetch_in_cell(pool, "cell_partitions")
         except StoreFault:
             away.append(cell)
         else:

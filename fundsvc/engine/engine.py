@@ -28,7 +28,7 @@ from fundsvc.logs.faults import Outage
 from fundsvc.metrics import Metrics
 from fundsvc.store.database import CellPool, StoreFault, open_pool
 from fundsvc.store.freshness import HEARTBEAT_SECONDS
-from fundsvc.store.reader import fetch
+from fundsvc.store.reader import fetch_in_cell
 from fundsvc.store.statistics import Statistics
 from fundsvc.streams.client import open_client
 from fundsvc.streams.idle import IdleStreams
@@ -200,7 +200,7 @@ class Engine:
     async def _send_heartbeats(self, pool: CellPool) -> None:
         """Writes the heartbeats of the owned partitions, by which readers of a replica determine its delay."""
         if settled := sorted(self._settled_here()):
-            await fetch(pool, "heartbeat", settled)
+            await fetch_in_cell(pool, "heartbeat", settled)
 
     async def _save_heads(self, pool: CellPool) -> None:
         """Saves the heads of all chains outside the database, once an hour."""

@@ -50,7 +50,7 @@ from fundsvc.store.audit_inventories import (
 )
 from fundsvc.store.database import SQL, CellPool, Pool, pool_of_symbol, snapshot, transaction
 from fundsvc.store.exports import Line, fund_state_from, line_from, record_from
-from fundsvc.store.reader import fetch, reading
+from fundsvc.store.reader import fetch_in_cell, reading
 from fundsvc.store.writer import closing_from, contract_from
 
 KEYS_PER_QUERY = 500
@@ -80,9 +80,9 @@ class Progress(NamedTuple):
     archived: int = 0
 
 
-async def audit_progress(pool: Pool, walk: Walk) -> list[Progress]:
+async def audit_progress(pool: CellPool, walk: Walk) -> list[Progress]:
     """Returns the progress of each contract's walk of a kind; raises StoreFault."""
-    return [Progress(*row) for row in await fetch(pool, "audit_progress", walk)]
+    return [Progress(*row) for row in await fetch_in_cell(pool, "audit_progress", walk)]
 
 
 class Ledger(NamedTuple):
@@ -597,6 +597,6 @@ async def keep_verified(pool: CellPool, walk: Walk, held: Sequence[VerifiedPart]
         await keep_lots(connection, walk, lots, ended)
 
 
-async def keep_differences(pool: Pool, walk: Walk, symbols: Sequence[str]) -> None:
+async def keep_differences(pool: CellPool, walk: Walk, symbols: Sequence[str]) -> None:
     """Stores that a walk found differences. Its position does not change. Raises StoreFault."""
-    await fetch(pool, "audit_differs", symbols, walk)
+    await fetch_in_cell(pool, "audit_differs", symbols, walk)

@@ -6,7 +6,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 from fundsvc.store.cells import CellMap, Cells
 from fundsvc.store.database import CellPool, Pool, StoreFault, open_pool
-from fundsvc.store.reader import fetch
+from fundsvc.store.reader import fetch_in_cell
 
 
 @asynccontextmanager
@@ -25,7 +25,7 @@ async def locate(pool: Pool) -> None:
 
 async def _locate(cells: Cells, cell: str) -> None:
     try:
-        rows = await fetch(cells.pools[cell], "held_partitions")
+        rows = await fetch_in_cell(cells.pools[cell], "held_partitions")
     except StoreFault:
         cells.known.note_fault(cell)
     else:

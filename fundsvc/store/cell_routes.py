@@ -12,8 +12,6 @@ from itertools import chain, groupby
 from operator import itemgetter
 from typing import Any, NamedTuple
 
-import asyncpg
-
 from fundsvc.config.cells import MAIN
 from fundsvc.store.cells import CellMap, Cells
 from fundsvc.store.database import CellAway, StoreFault
@@ -224,7 +222,9 @@ ROUTES: Mapping[str, Route] = {
     **dict.fromkeys(("executed_rounds", "executed_accounts", "round_parts"), _OF_SYMBOL),
     **dict.fromkeys(("tranches_ascending", "tranches_descending", "rollup_outstanding"), _OF_SYMBOL),
     **dict.fromkeys(("books_with_positions", "rejected_places", "load_funds", "load_orders", "load_records"), _OF_PARTITION),
-    **dict.fromkeys(("rejected_among", "rejected_sent", "gaps", "gap_acknowledge", "gaps_acknowledge"), _OF_PARTITION),
+    **dict.fromkeys(
+        ("rejected_among", "rejected_sent", "gaps", "gap_found", "gap_acknowledge", "gaps_acknowledge"), _OF_PARTITION
+    ),
     **dict.fromkeys(("contract_states", "policies_of", "sequences_late", "sequences_refused", "leverages"), _OF_SYMBOLS),
     **dict.fromkeys(("sequences_settled", "sequences_archived"), _OF_SYMBOLS),
     **dict.fromkeys(("sequences_from", "sequences_takeovers", "sequences_adl", "reduced_sides", "reductions"), _OF_PAIRS),
@@ -238,6 +238,9 @@ ROUTES: Mapping[str, Route] = {
     "balances_at": Route(_symbols(0), _all),
     **dict.fromkeys(("highest_since", "marks", "targets", "present_policies", "contract_counts"), Route(_everywhere, _all)),
     **dict.fromkeys(("heads", "chain_heads", "audited", "audit_states"), Route(_everywhere, _BY_SYMBOL)),
+    **dict.fromkeys(("executed_since", "carried_lots"), Route(_everywhere, _all)),
+    "latest_orders": Route(_everywhere, _ordered(itemgetter("symbol", "adl"))),
+    "all_tranches": Route(_everywhere, _ordered(itemgetter("symbol", "entry"))),
     "newest_fills": Route(_everywhere, _BY_SYMBOL),
     "fund_hours": Route(_everywhere, _ordered(itemgetter("symbol", "hour"))),
     "partitions": Route(_everywhere, _ordered(itemgetter("partition")), locates=True),
@@ -271,8 +274,8 @@ ROUTES: Mapping[str, Route] = {
 }
 
 
-Read = Callable[[asyncpg.Pool, str, Parameters], Awaitable[list[Row]]]
-"""Runs a statement through the pool of a cell; raises StoreFault."""
+Read = Callable[..., Awaitable[list[Row]]]
+"""Runs a statement through the pool of a cell: pool, name, parameters; raises StoreFault."""
 
 
 async def routed(cells: Cells, block: str, parameters: Parameters, read: Read) -> list[Row]:
@@ -302,7 +305,7 @@ async def _rows_of(
     if is_list and known.is_away(cell):
         return CellAway(cell, "it did not answer shortly before")
     try:
-        rows = await read(cells.pools[cell], block, parameters)
+        rows = await read(cells.pools[cell], block, *parameters)
     except StoreFault as fault:
         known.note_fault(cell)
         return CellAway(cell, str(fault))

@@ -2,7 +2,7 @@
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
 from importlib.resources import files
@@ -34,6 +34,8 @@ _SERVER_KEEPALIVE = {
 
 IDLE_IN_TRANSACTION_MS = 3000
 """PostgreSQL disconnects a stopped process that holds a lock after this time, so that another can take over its partition."""
+
+_IDLE_IN_TRANSACTION = {"idle_in_transaction_session_timeout": str(IDLE_IN_TRANSACTION_MS)}
 
 LOST_CONNECTION = "the handler is closed"
 """The text of uvloop's RuntimeError for a write to a connection that was just lost."""
@@ -146,9 +148,14 @@ def _is_refusal(error: asyncpg.PostgresError) -> bool:
 
 
 @asynccontextmanager
-async def connect(dsn: str, name: str, command_seconds: float = COMMAND_SECONDS) -> AsyncIterator[asyncpg.Connection]:
-    """Opens one connection and closes it on exit. pg_stat_activity shows `name`, which identifies the sessions of a stopped
-    owner.
+async def connect(
+    dsn: str,
+    name: str,
+    command_seconds: float | None = COMMAND_SECONDS,
+    parameters: Mapping[str, str] = _IDLE_IN_TRANSACTION,
+) -> AsyncIterator[asyncpg.Connection]:
+    """Opens one connection with parameters of the session, and closes it on exit. pg_stat_activity shows `name`, which
+    identifies the sessions of a stopped owner.
     """
     with faults():
         connection = await dial(
@@ -159,7 +166,7 @@ async def connect(dsn: str, name: str, command_seconds: float = COMMAND_SECONDS)
         )
     try:
         with faults():
-            await _prepare(connection, {"idle_in_transaction_session_timeout": str(IDLE_IN_TRANSACTION_MS)})
+            await _prepare(connection, parameters)
         yield connection
     finally:
         connection.terminate()
@@ -199,7 +206,7 @@ async def open_pool(dsn: str, connections_max: int, command_seconds: float = COM
         pool.terminate()
 
 
-async def _prepare(connection: Any, parameters: dict[str, str]) -> None:
+async def _prepare(connection: Any, parameters: Mapping[str, str]) -> None:
     """Sets keep-alives and parameters of a new connection, and makes its commits wait for the disk.
 
     The parameters are not in the start-up packet, where a connection pooler would refuse them. `synchronous_commit` may be off
@@ -211,7 +218,7 @@ async def _prepare(connection: Any, parameters: dict[str, str]) -> None:
         end.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         for option, value in KEEPALIVE.items():
             end.setsockopt(socket.IPPROTO_TCP, option, value)
-    given = parameters | _SERVER_KEEPALIVE
+    given = {**parameters, **_SERVER_KEEPALIVE}
     waits_for = await connection.fetchval(SQL["set_session"], list(given), list(given.values()))
     if waits_for not in _DURABLE:
         raise StoreFault(f"synchronous_commit is {waits_for} although it was set to on: a crash may lose commits")
@@ -248,13 +255,15 @@ async def acquired(pool: CellPool) -> AsyncIterator[PoolConnectionProxy]:
 
 
 @asynccontextmanager
-async def transaction(connection: asyncpg.Connection | PoolConnectionProxy) -> AsyncIterator[None]:
-    """Runs all statements of the block in one transaction.
+async def transaction(
+    connection: asyncpg.Connection | PoolConnectionProxy, seconds: float | None = COMMAND_SECONDS
+) -> AsyncIterator[None]:
+    """Runs all statements of the block in one transaction, within some seconds or without a limit.
 
     A refusal leaves the connection open. Any other failure closes it, so the server rolls back without a wait.
     """
     try:
-        async with _noticing_loss(connection):
+        async with _noticing_loss(connection, seconds):
             await connection.execute("BEGIN")
             yield
             await connection.execute("COMMIT")
@@ -296,9 +305,9 @@ async def snapshot(connection: asyncpg.Connection | PoolConnectionProxy) -> Asyn
 
 
 @asynccontextmanager
-async def _noticing_loss(connection: asyncpg.Connection | PoolConnectionProxy) -> AsyncIterator[None]:
+async def _noticing_loss(connection: asyncpg.Connection | PoolConnectionProxy, seconds: float | None) -> AsyncIterator[None]:
     """Raises TimeoutError if the connection is lost. Without it, the driver's COPY would wait for ever to send more."""
-    async with asyncio.timeout(COMMAND_SECONDS) as limit:
+    async with asyncio.timeout(seconds) as limit:
 
         def lost(_connection: object) -> None:
             with suppress(RuntimeError):  # The block has ended.

@@ -336,11 +336,12 @@ async def ledger_key(pool: Pool, name: str) -> str:
 async def fetch(pool: Pool, block: str, *parameters: Any) -> list[asyncpg.Record]:
     """Returns the rows of a statement; raises StoreFault if the database is unreachable, CellAway if it is one of several."""
     if isinstance(pool, Cells):
-        return await routed(pool, block, parameters, _fetch)
-    return await _fetch(pool, block, parameters)
+        return await routed(pool, block, parameters, fetch_in_cell)
+    return await fetch_in_cell(pool, block, *parameters)
 
 
-async def _fetch(pool: CellPool, block: str, parameters: Sequence[Any]) -> list[asyncpg.Record]:
+async def fetch_in_cell(pool: CellPool, block: str, *parameters: Any) -> list[asyncpg.Record]:
+    """Returns the rows of a statement from one database; raises StoreFault if it is unreachable."""
     async with reading(pool) as connection:
         return await connection.fetch(SQL[block], *parameters)
 

@@ -88,10 +88,10 @@ async def fetch_archives(pool: Pool, block: str, *parameters: Any) -> list[async
     """Returns the rows of a statement of this package; raises StoreFault, CellAway if the database is one of several."""
     if isinstance(pool, Cells):
         return await routed(pool, block, parameters, _fetch)
-    return await _fetch(pool, block, parameters)
+    return await _fetch(pool, block, *parameters)
 
 
-async def _fetch(pool: CellPool, block: str, parameters: Sequence[Any]) -> list[asyncpg.Record]:
+async def _fetch(pool: CellPool, block: str, *parameters: Any) -> list[asyncpg.Record]:
     with faults():
         async with asyncio.timeout(SECONDS_MAX), acquired(pool) as connection:
             return await connection.fetch(ARCHIVE_SQL[block], *parameters)

@@ -3,8 +3,8 @@
 Entries and ADL records never change, so they are copied in advance, in chunks that are compared by checksum. Then the partition
 is paused: its row in the source names the target, and a new epoch fences its owner. The last entries and everything else are
 copied, compared, and committed in the target together with the partition's row, which has the next generation. So the
-partition has no owner, or one owner: the source gives its lease to nobody after the pause, and the target has no lease to
-give before that commit. At last the rows in the source are deleted.
+partition has no owner, or one owner: after the pause no engine gets its lease in the source, and before that commit the target
+has no lease of it. At last the rows in the source are deleted.
 
 Each step may be repeated: a command that was killed is run again, or undone until the target has committed. All steps run as
 the owners of the schemas.
@@ -14,15 +14,13 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from io import BytesIO
 from typing import NamedTuple
 
 import asyncpg
 
-from fundsvc.store.database import CONNECT_SECONDS, faults, statements, transaction
-from fundsvc.store.hosts import dial
+from fundsvc.store.database import connect, faults, statements, transaction
 
-SQL = statements("fundsvc.store.cell_moves")
+MOVE_SQL = statements("fundsvc.store.cell_moves")
 
 CHUNK_ROWS = 20_000
 """Rows that are copied and compared in one transaction: a few megabytes."""
@@ -38,6 +36,12 @@ LINGER_SECONDS = 1.0
 
 PURGE_ROWS = 10_000
 """Rows that one statement deletes."""
+
+BLOCKS_MAX = 16
+"""Received blocks of rows that wait to be sent: some megabytes."""
+
+_SESSION = {"timezone": "UTC", "idle_in_transaction_session_timeout": "0", "statement_timeout": "0"}
+"""Checksums compare times as text. No other limit applies: a snapshot of the source waits for the target."""
 
 
 Owner = asyncpg.Connection
@@ -55,7 +59,7 @@ class Chain(NamedTuple):
 CHAINS = (Chain("entries", "entry", "entry"), Chain("adl_records", "record", "adl_record"))
 
 BY_PARTITION = ("partitions", "rates", "policies", "rejected", "stream_gaps", "stream_checkpoints", "moves", "heartbeats")
-"""The tables whose rows name their partition."""
+"""The tables whose rows name their partition, that of its lease first."""
 
 BY_SYMBOL = (
     *("contracts", "funds", "adl_orders", "holdings", "tranches", "books", "book_parts", "rollups", "rollup_progress"),
@@ -118,7 +122,7 @@ class Move:
         """Copies the partition, and lets the target hold it; returns how long it was paused (seconds)."""
         await self._refuse_pools()
         await purge(self._target, self._partition)
-        generation = await self._target.fetchval(SQL["begin"], self._partition, generation)
+        generation = await self._target.fetchval(MOVE_SQL["begin"], self._partition, generation)
         await self._step("begun")
         await self._copy_in_advance()
         started = time.monotonic()
@@ -132,34 +136,39 @@ class Move:
     async def undo(self) -> None:
         """Undoes a move that the target has not committed; raises CannotMove afterwards."""
         await self._lock()
-        await self._target.execute(SQL["undo"], self._partition)
+        await self._target.execute(MOVE_SQL["undo"], self._partition)
         await self._step("disarmed")
         if await self._place(self._target):
             raise CannotMove(
                 f"partition {self._partition} has moved: run `fundsvc cells move` again, to finish or to move it back"
             )
-        await self._source.execute(SQL["resume"], self._partition)
+        await self._source.execute(MOVE_SQL["resume"], self._partition)
         await self._step("resumed")
-        symbols = [row["symbol"] for row in await self._source.fetch(SQL["ends"], self._partition)]
-        await self._target.execute(SQL["discard"], symbols, self._partition)
-        await self._target.execute(SQL["forget_copied"], symbols)
+        symbols = await self._symbols()
+        async with transaction(self._target):
+            await self._target.execute(MOVE_SQL["discard"], symbols, self._partition)
+            await self._target.execute(MOVE_SQL["forget_copied"], symbols)
         await purge(self._target, self._partition, self._step)
 
+    async def _symbols(self) -> list[str]:
+        """Returns the contracts of the partition in the source."""
+        return [row["symbol"] for row in await self._source.fetch(MOVE_SQL["symbols"], self._partition)]
+
     async def _place(self, connection: Owner) -> "CellPlace | None":
-        row = await connection.fetchrow(SQL["holder"], self._partition)
+        row = await connection.fetchrow(MOVE_SQL["holder"], self._partition)
         return CellPlace(row["cell"], row["generation"], row["moving_to"]) if row else None
 
     async def _lock(self) -> None:
         """Excludes another command on the partition, and the archiver. The server releases the locks with the connections."""
         for connection in (self._source, self._target):
-            if not await connection.fetchval(SQL["lock"], self._partition):
+            if not await connection.fetchval(MOVE_SQL["lock"], self._partition):
                 raise CannotMove(f"another command moves partition {self._partition}: wait until it has ended")
-            if not await connection.fetchval(SQL["lock_archives"]):
+            if not await connection.fetchval(MOVE_SQL["lock_archives"]):
                 raise CannotMove("another process archives or restores entries of a cell: wait until it has ended")
 
     async def _check(self) -> None:
         """Raises CannotMove for cells of different ledgers or versions."""
-        source, target = [(await one.fetch(SQL["state"]))[0] for one in (self._source, self._target)]
+        source, target = [(await one.fetch(MOVE_SQL["state"]))[0] for one in (self._source, self._target)]
         if source["partitions"] != target["partitions"]:
             raise CannotMove("the cells belong to ledgers with different numbers of partitions")
         if source["revision"] != target["revision"]:
@@ -167,7 +176,7 @@ class Move:
         self._target_name = target["cell"]
 
     async def _refuse_pools(self) -> None:
-        if pools := await self._source.fetchval(SQL["pools"], self._partition):
+        if pools := await self._source.fetchval(MOVE_SQL["pools"], self._partition):
             raise CannotMove(
                 f"partition {self._partition} is the home of the pools {', '.join(pools)}, which stay in the first cell"
             )
@@ -180,8 +189,8 @@ class Move:
 
     async def _copy_chains(self) -> int:
         """Copies the entries and ADL records that the target lacks, in compared chunks; returns their number."""
-        ends = await self._source.fetch(SQL["ends"], self._partition)
-        rows = await self._target.fetch(SQL["copied"], [row["symbol"] for row in ends])
+        ends = await self._source.fetch(MOVE_SQL["ends"], self._partition)
+        rows = await self._target.fetch(MOVE_SQL["copied"], [row["symbol"] for row in ends])
         copied = {(row["source"], row["symbol"]): row["number"] for row in rows}
         total = 0
         for chain in CHAINS:
@@ -195,16 +204,16 @@ class Move:
     async def _copy_chunk(self, chain: Chain, spans: Sequence["Span"]) -> int:
         columns = await self._columns(chain.table)
         keys = [list(column) for column in zip(*spans, strict=True)]
-        query = SQL["rows_of_spans"].format(columns=", ".join(columns), table=chain.table, number=chain.number)
+        query = MOVE_SQL["rows_of_spans"].format(columns=", ".join(columns), table=chain.table, number=chain.number)
         async with transaction(self._target):
             await _copy(self._source, self._target, chain.table, columns, query, keys)
             await self._compare(chain.table, query, keys)
-            await self._target.execute(SQL["note_copied"], *keys, chain.table)
+            await self._target.execute(MOVE_SQL["note_copied"], *keys, chain.table)
         return sum(span.upto - span.after for span in spans)
 
     async def _pause(self) -> None:
         """Takes the partition from its owner: from now on no engine settles it."""
-        if await self._source.fetchval(SQL["pause"], self._partition, self._target_name) is None:
+        if await self._source.fetchval(MOVE_SQL["pause"], self._partition, self._target_name) is None:
             raise CannotMove(f"partition {self._partition} moves to another cell: finish or undo that move first")
         await self._step("paused")
 
@@ -212,37 +221,41 @@ class Move:
         """Copies and compares the rest, and commits it with the partition's row: then the target holds the partition."""
         await self._copy_chains()
         await self._step("caught up")
-        async with transaction(self._target), self._source.transaction(isolation="repeatable_read", readonly=True):
+        async with (
+            transaction(self._target, seconds=None),
+            self._source.transaction(isolation="repeatable_read", readonly=True),
+        ):
+            symbols = await self._symbols()
+            await self._delete_rest(self._target, symbols)  # left by a task that ended after the partition had left this cell
             for table in BY_PARTITION:
                 await self._copy_rest(table, "rows_of_partition")
             for table in BY_SYMBOL:
                 await self._copy_rest(table, "rows_of_contracts")
             await self._step("copied the rest")
-            if await self._target.fetch(SQL["restored"], self._partition) != await self._source.fetch(
-                SQL["restored"], self._partition
+            if await self._target.fetch(MOVE_SQL["restored"], self._partition) != await self._source.fetch(
+                MOVE_SQL["restored"], self._partition
             ):
                 raise CannotMove(
                     f"archived entries of partition {self._partition} were restored after they were copied: run"
                     " `fundsvc cells undo`, and move the partition again"
                 )
-            ends = await self._target.fetch(SQL["ends"], self._partition)
-            if wrong := await self._target.fetch(SQL["heads"], self._partition):
+            if wrong := await self._target.fetch(MOVE_SQL["heads"], self._partition):
                 raise Differs(f"the heads of {', '.join(row['symbol'] for row in wrong[:3])} differ")
-            if await self._target.fetchval(SQL["arrive"], self._partition, generation) is None:
+            if await self._target.fetchval(MOVE_SQL["arrive"], self._partition, generation) is None:
                 raise CannotMove(f"the move of partition {self._partition} was undone meanwhile")
-            await self._target.execute(SQL["forget_copied"], [row["symbol"] for row in ends])
-            await self._target.execute(SQL["hold"], self._partition, generation)
+            await self._target.execute(MOVE_SQL["forget_copied"], symbols)
+            await self._target.execute(MOVE_SQL["hold"], self._partition, generation)
             await self._step("compared")
 
     async def _copy_rest(self, table: str, block: str) -> None:
         columns = await self._columns(table)
-        query = SQL[block].format(columns=", ".join(columns), table=table)
+        query = MOVE_SQL[block].format(columns=", ".join(columns), table=table)
         await _copy(self._source, self._target, table, columns, query, [self._partition])
         await self._compare(table, query, [self._partition])
 
     async def _columns(self, table: str) -> list[str]:
         source, target = [
-            [row["attname"] for row in await one.fetch(SQL["columns"], table)] for one in (self._source, self._target)
+            [row["attname"] for row in await one.fetch(MOVE_SQL["columns"], table)] for one in (self._source, self._target)
         ]
         if source != target:
             raise CannotMove(f"the cells have different columns of {table}: run fundsvc migrate")
@@ -250,8 +263,8 @@ class Move:
 
     async def _compare(self, table: str, query: str, parameters: Sequence[object]) -> None:
         """Compares the number and the checksum of the rows of a query in both cells."""
-        checksum = SQL["checksum"].format(rows=query)
-        source, target = [await one.fetch(checksum, *parameters) for one in (self._source, self._target)]
+        checksum = MOVE_SQL["checksum"].format(rows=query)
+        source, target = await asyncio.gather(*(one.fetch(checksum, *parameters) for one in (self._source, self._target)))
         if source != target:
             raise Differs(
                 f"the copy of {table} differs: {target[0]['count']:,} rows instead of {source[0]['count']:,}, or others"
@@ -259,15 +272,20 @@ class Move:
 
     async def _leave(self) -> None:
         """Deletes what the source shows of the partition. Its entries and ADL records are left to `purge`."""
-        async with transaction(self._source):
+        async with transaction(self._source, seconds=None):
             there = await self._place(self._target)
             if there is None or await self._place(self._source) is None:
                 return
-            await self._source.execute(SQL["depart"], self._partition, there.generation)
-            for table in reversed(BY_SYMBOL[1:]):
-                await self._source.execute(SQL["delete_of_contracts"].format(table=table), self._partition)
-            for table in ("contracts", *BY_PARTITION):
-                await self._source.execute(SQL["delete_of_partition"].format(table=table), self._partition)
+            await self._source.execute(MOVE_SQL["depart"], self._partition, there.generation)
+            await self._source.execute(MOVE_SQL["delete_of_partition"].format(table="partitions"), self._partition)
+            await self._delete_rest(self._source, await self._symbols())
+
+    async def _delete_rest(self, connection: Owner, symbols: Sequence[str]) -> None:
+        """Deletes in a cell what belongs to the partition, except its lease, its entries and its ADL records."""
+        for table in reversed(BY_SYMBOL):
+            await connection.execute(MOVE_SQL["delete_of_contracts"].format(table=table), symbols)
+        for table in BY_PARTITION[1:]:
+            await connection.execute(MOVE_SQL["delete_of_partition"].format(table=table), self._partition)
 
 
 class Span(NamedTuple):
@@ -304,20 +322,32 @@ async def _copy(
     query: str,
     parameters: Sequence[object],
 ) -> None:
-    """Copies the rows of a query in PostgreSQL's binary format, which loses nothing."""
-    rows = BytesIO()
-    await source.copy_from_query(query, *parameters, output=rows, format="binary")
-    rows.seek(0)
-    await target.copy_to_table(table, source=rows, columns=list(columns), format="binary")
+    """Copies the rows of a query in PostgreSQL's binary format, which loses nothing. Memory does not grow with the rows."""
+    blocks: asyncio.Queue[bytes] = asyncio.Queue(BLOCKS_MAX)
+
+    async def read() -> None:
+        await source.copy_from_query(query, *parameters, output=blocks.put, format="binary")
+        await blocks.put(b"")
+
+    async def received() -> AsyncIterator[bytes]:
+        while block := await blocks.get():
+            yield block
+
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(read())
+            tasks.create_task(target.copy_to_table(table, source=received(), columns=list(columns), format="binary"))
+    except ExceptionGroup as group:
+        raise group.exceptions[0] from None
 
 
 async def purge(connection: Owner, partition: int, step: Step = _no_step) -> None:
     """Deletes the entries and ADL records that a partition left behind in a cell, in short transactions."""
-    for row in await connection.fetch(SQL["departed"], partition):
+    for row in await connection.fetch(MOVE_SQL["departed"], partition):
         for block in ("purge_records", "purge_entries"):
-            while await connection.fetch(SQL[block], row["symbol"], PURGE_ROWS):
+            while await connection.fetch(MOVE_SQL[block], row["symbol"], PURGE_ROWS):
                 await step("purging")
-        await connection.execute(SQL["forget_departed"], row["symbol"])
+        await connection.execute(MOVE_SQL["forget_departed"], row["symbol"])
 
 
 class CellPlace(NamedTuple):
@@ -330,19 +360,14 @@ class CellPlace(NamedTuple):
 
 @asynccontextmanager
 async def as_owner(dsn: str) -> AsyncIterator[Owner]:
-    """Connects to a cell as the owner of its schema; raises StoreFault."""
+    """Connects to a cell as the owner of its schema. Raises StoreFault, also for faults within the block."""
     with faults():
-        connection = await dial(
-            dsn, timeout=CONNECT_SECONDS, server_settings={"application_name": "fundsvc move", "timezone": "UTC"}
-        )
-    try:
-        yield connection
-    finally:
-        connection.terminate()
+        async with connect(dsn, "fundsvc move", command_seconds=None, parameters=_SESSION) as connection:
+            yield connection
 
 
 async def places(connections: Mapping[str, Owner], partition: int) -> list[CellPlace]:
     """Returns the cells that have a partition, the one that holds it first."""
-    rows = {cell: await connection.fetchrow(SQL["holder"], partition) for cell, connection in connections.items()}
+    rows = {cell: await connection.fetchrow(MOVE_SQL["holder"], partition) for cell, connection in connections.items()}
     found = [CellPlace(cell, row["generation"], row["moving_to"]) for cell, row in rows.items() if row]
     return sorted(found, key=lambda place: place.generation, reverse=True)

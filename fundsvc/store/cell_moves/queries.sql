@@ -54,8 +54,11 @@ SELECT {columns} FROM {table} WHERE symbol IN (SELECT c.symbol FROM contracts c 
 SELECT count(*), sum(('x' || substr(digest, 1, 15))::bit(60)::bigint) AS first, sum(('x' || substr(digest, 17, 15))::bit(60)::bigint) AS second
 FROM (SELECT md5(q::text) AS digest FROM ({rows}) q) d
 
+-- name: symbols
+SELECT symbol FROM contracts WHERE partition = $1 ORDER BY symbol;
+
 -- name: delete_of_contracts
-DELETE FROM {table} t USING contracts c WHERE c.symbol = t.symbol AND c.partition = $1;
+DELETE FROM {table} WHERE symbol = ANY ($1);
 
 -- name: delete_of_partition
 DELETE FROM {table} WHERE partition = $1;
