@@ -7,23 +7,32 @@ from contextlib import asynccontextmanager, suppress
 import aiohttp
 import msgspec
 import pytest
-from conftest import administrator, connected, dsn_for, with_section
+import redis
+from conftest import administrator, connected, dsn_for, is_unused, with_section
 from eventually import eventually
-from served import INGEST
+from served import INGEST, contract, fill
 from tokens import bearer, with_secret
 
 from fundsvc.app import connected as connected_service
 from fundsvc.app import http_side
-from fundsvc.config.settings import CellConfig
+from fundsvc.config.settings import CellConfig, Config, DataConfig, StreamConfig
 from fundsvc.core.contracts import partition_of
 from fundsvc.engine.cell_engines import CellEngines
 from fundsvc.metrics import Metrics
 from fundsvc.mutual.engine.pools import pool_sessions
+from fundsvc.store import cell_moves
+from fundsvc.store.cell_moves import BY_PARTITION, BY_SYMBOL, CHAINS, Move, as_owner
 from fundsvc.store.migrations import migrate
 from fundsvc.streams.client import stream_key
 
 PARTITIONS = 4
 HELD = {"main": [0, 1], "b": [2, 3]}
+
+PARTITION = 1
+"""The partition that moves."""
+
+TABLES = (*(chain.table for chain in CHAINS), *BY_PARTITION, *BY_SYMBOL)
+"""The tables with rows that move."""
 
 _NUMBERS = itertools.count(1)
 
@@ -36,6 +45,21 @@ def symbol_in(partition, number=0):
 
 SYMBOLS = {partition: symbol_in(partition) for partition in range(PARTITIONS)}
 """A symbol of each partition."""
+
+MANY = [symbol_in(PARTITION, number) for number in range(3)]
+"""Symbols of the partition that moves."""
+
+
+def base_config(servers):
+    """Returns a configuration for empty streams, which lacks the databases."""
+    with redis.Redis.from_url(servers.stream_url) as stream:
+        stream.flushall()
+    return Config(data=DataConfig(directory=str(servers.directory)), stream=StreamConfig(url=servers.stream_url))
+
+
+def dsns_of(servers, names):
+    """Returns the DSN and the owner's DSN of both cells, by the names of their databases."""
+    return [(dsn_for(servers.dsn, names[cell]), dsn_for(servers.owner_dsn, names[cell])) for cell in HELD]
 
 
 def in_cells(config, main, b):
@@ -66,18 +90,20 @@ async def create_cells(databases):
         await migrate(dsn_for(server.owner_dsn, name), PARTITIONS, cell, HELD[cell])
 
 
+async def copy_cells(servers, templates, names):
+    """Creates databases of both cells from templates, whose last connections may be about to end."""
+    async with administrator(servers) as connection:
+        for cell, name in names.items():
+            await eventually(lambda template=templates[cell]: is_unused(connection, template))
+            await connection.execute(f"CREATE DATABASE {name} TEMPLATE {templates[cell]} STRATEGY FILE_COPY")
+
+
 @pytest.fixture
 async def cells(config, servers, cell_templates):
-    """The configuration of a ledger in two migrated cells."""
-    names = {cell: f"cell_{cell}_{next(_NUMBERS)}" for cell in HELD}
-    dsns = {cell: (dsn_for(servers.dsn, name), dsn_for(servers.owner_dsn, name)) for cell, name in names.items()}
-    for cell, name in names.items():
-        async with administrator(servers) as connection:
-            await connection.execute(f"CREATE DATABASE {name} TEMPLATE {cell_templates[cell]}")
-    yield in_cells(config, dsns["main"], dsns["b"])
-    for name in names.values():
-        async with administrator(servers) as connection:
-            await connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+    """The configuration of a ledger in two cells. `config` of a later test drops the databases."""
+    names = {cell: f"ledger_{cell}_{next(_NUMBERS)}" for cell in HELD}
+    await copy_cells(servers, cell_templates, names)
+    return in_cells(config, *dsns_of(servers, names))
 
 
 @pytest.fixture
@@ -165,3 +191,62 @@ async def serving_cells(config):
         finally:
             stop.set()
             await running
+
+
+async def escalated(service, symbol, account):
+    """Settles a surplus, a takeover, and a shortfall that needs ADL, in a contract."""
+    await service.send(
+        contract(symbol),
+        {"type": "mark", "symbol": symbol, "price": "39000", "ts": 1},
+        {
+            "type": "position",
+            "symbol": symbol,
+            "account": account,
+            "lots": -900,
+            "entryPrice": "40000",
+            "margin": "500",
+            "ts": 1,
+        },
+        fill(symbol, 1),
+        {"type": "takeover", "symbol": symbol, "seq": 2, "side": "sell", "lots": 5, "bankruptcyPrice": "39000", "ts": 1},
+        fill(symbol, 3, price="38000"),
+        {"type": "adlFill", "symbol": symbol, "seq": 4, "adl": 1, "account": account, "lots": 100, "ts": 1},
+        fill(symbol, 1, price="1"),
+    )
+
+
+async def dump(connection):
+    """Returns all rows of the partition, by table, without what a move changes."""
+    found = {}
+    for table in TABLES:
+        rows = await connection.fetch(f"SELECT * FROM {table}")
+        of = [row for row in map(dict, rows) if _is_of(row)]
+        for row in of:
+            for name in ("generation", "moving_to", "epoch", "owner", "lease_until", "at"):
+                row.pop(name, None)
+        found[table] = sorted(of, key=repr)
+    return found
+
+
+def _is_of(row):
+    return row["partition"] == PARTITION if "partition" in row else partition_of(row["symbol"], 4) == PARTITION
+
+
+async def run_move(cells, step=None, *, source="main", target="b"):
+    """Runs a move over connections of its own, which end with it."""
+    dsns = {cell: cells.in_cell(cell).database.owner_dsn for cell in cells.cells}
+    async with as_owner(dsns[source]) as one, as_owner(dsns[target]) as other:
+        return await Move(one, other, PARTITION, *([step] if step else [])).run()
+
+
+async def is_gone(connection):
+    found = await dump(connection)
+    rest = [await connection.fetchval(f"SELECT count(*) FROM {table}") for table in ("departed", "arriving", "copied")]
+    return not any(found.values()) and not any(rest)
+
+
+def set_sizes(monkeypatch, rows, linger_seconds):
+    """Sets the rows of a chunk and of a deletion, and how long the source shows a moved partition."""
+    monkeypatch.setattr(cell_moves, "CHUNK_ROWS", rows)
+    monkeypatch.setattr(cell_moves, "PURGE_ROWS", rows)
+    monkeypatch.setattr(cell_moves, "LINGER_SECONDS", linger_seconds)
