@@ -20,14 +20,21 @@ def with_cells(config, **cells):
     further = msgspec.to_builtins(config.database.cells)
     for name, keys in cells.items():
         further[name] |= keys
-    return {
-        "FUNDSVC_DATABASE_CELLS": msgspec.json.encode(further).decode(),
-        "FUNDSVC_DATABASE_OWNER_DSN": config.database.owner_dsn,
-    }
+    return {"FUNDSVC_DATABASE_CELLS": msgspec.json.encode(further).decode()}
 
 
-async def run(config, *arguments, **cells):
-    return await fundsvc(config, *arguments, **with_cells(config, **cells))
+def with_owners(config, **cells):
+    """Returns the variables for commands that need the owners of the schemas; with them, each command migrates first."""
+    return with_cells(config, **cells) | {"FUNDSVC_DATABASE_OWNER_DSN": config.database.owner_dsn}
+
+
+async def run(config, *arguments):
+    """Runs a command that reads, without the owners."""
+    return await fundsvc(config, *arguments, **with_cells(config, b={"owner_dsn": ""}))
+
+
+async def run_as_owner(config, *arguments, **cells):
+    return await fundsvc(config, *arguments, **with_owners(config, **cells))
 
 
 async def filled(service):
@@ -63,9 +70,7 @@ async def test_commands_read_all_cells(cells):
 async def test_commands_name_a_cell_that_is_away(cells):
     async with serving_cells(cells) as service:
         await filled(service)
-    further = msgspec.to_builtins(cells.database.cells)
-    further["b"] |= {"dsn": AWAY, "owner_dsn": ""}
-    variables = {"FUNDSVC_DATABASE_CELLS": msgspec.json.encode(further).decode()}
+    variables = with_cells(cells, b={"dsn": AWAY, "owner_dsn": ""})
     here = [SYMBOLS[number] for number in HELD["main"]]
     audit = await fundsvc(cells, "audit", "--json", **variables)
     assert (audit.code, {one["symbol"] for one in audit.result["contracts"]}) == (1, set(here))
@@ -85,20 +90,20 @@ async def test_commands_name_a_cell_that_is_away(cells):
 async def test_partition_moves_by_command(cells, owners):
     async with serving_cells(cells) as service:
         await filled(service)
-        moved = await run(cells, "cells", "move", "1", "b", "--json", "--why", "main is full")
+        moved = await run_as_owner(cells, "cells", "move", "1", "b", "--json", "--why", "main is full")
         assert (moved.code, moved.result["rows"]) == (0, 1), moved.error
         await service.send(fill(SYMBOLS[1], 2))
         await service.shows(SYMBOLS[1], 2)
     assert await owners["b"].fetchval("SELECT entry FROM funds WHERE symbol = $1", SYMBOLS[1]) == 2
     audit = await run(cells, "audit", "--json")
     assert (audit.code, len(audit.result["contracts"])) == (0, 4)
-    again = await run(cells, "cells", "move", "1", "b")
+    again = await run_as_owner(cells, "cells", "move", "1", "b")
     assert again.code == 0
     for arguments, problem in (
         (("move", "1", "c"), "c is not a cell: there are main, b"),
         (("move", "9", "b"), "neither cell has partition 9"),
     ):
-        refused = await run(cells, "cells", *arguments)
+        refused = await run_as_owner(cells, "cells", *arguments)
         assert (refused.code, problem in refused.error) == (2, True), refused.error
 
 
@@ -108,7 +113,7 @@ async def test_command_that_is_killed_leaves_a_move_that_is_repeated(cells, owne
         await owners["b"].execute("BEGIN")
         await owners["b"].execute("LOCK TABLE funds")  # the move waits for it after the pause
         process = await asyncio.create_subprocess_exec(
-            *(".venv/bin/python", "-m", "fundsvc", "cells", "move", "1", "b"), env=environment_of(cells, **with_cells(cells))
+            *(".venv/bin/python", "-m", "fundsvc", "cells", "move", "1", "b"), env=environment_of(cells, **with_owners(cells))
         )
 
         async def is_paused():
@@ -120,7 +125,7 @@ async def test_command_that_is_killed_leaves_a_move_that_is_repeated(cells, owne
         await owners["b"].execute("ROLLBACK")
         listed = await run(cells, "cells", "list")
         assert "paused: moves to b" in listed.output
-        moved = await run(cells, "cells", "move", "1", "b")
+        moved = await run_as_owner(cells, "cells", "move", "1", "b")
         assert moved.code == 0, moved.error
         await service.send(fill(SYMBOLS[1], 2))
         await service.shows(SYMBOLS[1], 2)
@@ -130,7 +135,7 @@ async def test_interrupted_move_is_undone_by_command(cells, owners):
     async with serving_cells(cells) as service:
         await filled(service)
         await owners["main"].execute("UPDATE partitions SET moving_to = 'b', owner = NULL WHERE partition = 1")
-        undone = await run(cells, "cells", "undo", "1")
+        undone = await run_as_owner(cells, "cells", "undo", "1")
         assert undone.code == 0, undone.error
         await service.send(fill(SYMBOLS[1], 2))
     assert await owners["main"].fetchval("SELECT entry FROM funds WHERE symbol = $1", SYMBOLS[1]) == 2
@@ -144,11 +149,11 @@ async def test_migrate_creates_all_cells(cells, servers):
             await connection.execute(f"CREATE DATABASE {name}")
     dsns = {name: (dsn_for(servers.dsn, name), dsn_for(servers.owner_dsn, name)) for name in ("fresh_main", "fresh_b")}
     fresh = with_section(cells, "database", dsn=dsns["fresh_main"][0], owner_dsn=dsns["fresh_main"][1])
-    done = await run(fresh, "migrate", b={"dsn": dsns["fresh_b"][0], "owner_dsn": dsns["fresh_b"][1]})
+    done = await run_as_owner(fresh, "migrate", b={"dsn": dsns["fresh_b"][0], "owner_dsn": dsns["fresh_b"][1]})
     assert done.code == 0, done.error
     for name, held in (("fresh_main", HELD["main"]), ("fresh_b", HELD["b"])):
         async with connected(dsns[name][0]) as connection:
             assert [row[0] for row in await connection.fetch("SELECT partition FROM partitions ORDER BY 1")] == held
-    checked = await run(fresh, "config", "check", "--reachable", b={"dsn": dsns["fresh_main"][0]})
+    checked = await run_as_owner(fresh, "config", "check", "--reachable", b={"dsn": dsns["fresh_main"][0]})
     assert checked.code == 1
     assert "schema of cell b: the database of cell b is the cell main of a ledger" in checked.error
