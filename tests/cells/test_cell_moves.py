@@ -208,6 +208,20 @@ async def copy_rows(source, target, table):
     await target.copy_to_table(table, source=rows)
 
 
+async def test_rollups_that_change_during_a_move_are_copied_again(cells, owners, ledger):
+    changed = {}
+
+    async def change(name):
+        if name == "paused":
+            await owners["main"].execute("UPDATE rollups SET fills = fills + 1 WHERE symbol = $1", MANY[0])
+            await owners["main"].execute("DELETE FROM rollups WHERE symbol = $1", MANY[1])
+            changed.update(await dump(owners["main"]))
+
+    await run_move(cells, change)
+    assert changed["rollups"] != ledger["rollups"]
+    assert await dump(owners["b"]) == changed
+
+
 async def test_two_commands_do_not_move_a_partition_at_once(cells, ledger):
     async def another(name):
         if name == "paused":

@@ -31,7 +31,7 @@ HELD = {"main": [0, 1], "b": [2, 3]}
 PARTITION = 1
 """The partition that moves."""
 
-TABLES = (*(chain.table for chain in CHAINS), *BY_PARTITION, *BY_SYMBOL)
+TABLES = (*(chain.table for chain in CHAINS), *BY_PARTITION, *BY_SYMBOL, "rollups")
 """The tables with rows that move."""
 
 _NUMBERS = itertools.count(1)

@@ -1,10 +1,11 @@
 """Moves a partition from one cell to another while the service runs.
 
-Entries and ADL records never change, so they are copied in advance, in chunks that are compared by checksum. Then the partition
-is paused: its row in the source names the target, and a new epoch fences its owner. The last entries and everything else are
-copied, compared, and committed in the target together with the partition's row, which has the next generation. So the
-partition has no owner, or one owner: after the pause no engine gets its lease in the source, and before that commit the target
-has no lease of it. At last the rows in the source are deleted.
+Entries and ADL records never change, so they are copied in advance, in chunks that are compared by checksum. So are rollups, of
+which only the newest change; those that differ are copied again at the end. Then the partition is paused: its row in the source
+names the target, and a new epoch fences its owner. The last entries and everything else are copied, compared, and committed in
+the target together with the partition's row, which has the next generation. So the partition has no owner, or one owner: after
+the pause no engine gets its lease in the source, and before that commit the target has no lease of it. At last the rows in the
+source are deleted.
 
 Each step may be repeated: a command that was killed is run again, or undone until the target has committed. All steps run as
 the owners of the schemas.
@@ -37,6 +38,9 @@ LINGER_SECONDS = 1.0
 PURGE_ROWS = 10_000
 """Rows that one statement deletes."""
 
+PART_MS = 7 * 24 * 3_600_000
+"""Rollups are compared by week (milliseconds): few sums, and few rows where the newest hours differ."""
+
 BLOCKS_MAX = 16
 """Received blocks of rows that wait to be sent: some megabytes."""
 
@@ -62,7 +66,7 @@ BY_PARTITION = ("partitions", "rates", "policies", "rejected", "stream_gaps", "s
 """The tables whose rows name their partition, that of its lease first."""
 
 BY_SYMBOL = (
-    *("contracts", "funds", "adl_orders", "holdings", "tranches", "books", "book_parts", "rollups", "rollup_progress"),
+    *("contracts", "funds", "adl_orders", "holdings", "tranches", "books", "book_parts", "rollup_progress"),
     *("audit_progress", "audit_tranches", "targets", "archives", "archive_bounds"),
 )
 """The tables whose rows name their contract, those that others refer to first."""
@@ -148,6 +152,7 @@ class Move:
         async with transaction(self._target):
             await self._target.execute(MOVE_SQL["discard"], symbols, self._partition)
             await self._target.execute(MOVE_SQL["forget_copied"], symbols)
+            await self._target.execute(MOVE_SQL["delete_of_contracts"].format(table="rollups"), symbols)
         await purge(self._target, self._partition, self._step)
 
     async def _symbols(self) -> list[str]:
@@ -182,10 +187,21 @@ class Move:
             )
 
     async def _copy_in_advance(self) -> None:
-        """Copies entries and ADL records until few are left."""
+        """Copies rollups, and entries and ADL records until few are left."""
+        async with self._together():
+            await self._copy_rollups()
         for _ in range(PASSES_MAX):
             if await self._copy_chains() <= CATCH_UP_ROWS:
                 return
+
+    @asynccontextmanager
+    async def _together(self) -> AsyncIterator[None]:
+        """Runs a transaction of the target beside a snapshot of the source."""
+        async with (
+            transaction(self._target, seconds=None),
+            self._source.transaction(isolation="repeatable_read", readonly=True),
+        ):
+            yield
 
     async def _copy_chains(self) -> int:
         """Copies the entries and ADL records that the target lacks, in compared chunks; returns their number."""
@@ -221,16 +237,14 @@ class Move:
         """Copies and compares the rest, and commits it with the partition's row: then the target holds the partition."""
         await self._copy_chains()
         await self._step("caught up")
-        async with (
-            transaction(self._target, seconds=None),
-            self._source.transaction(isolation="repeatable_read", readonly=True),
-        ):
+        async with self._together():
             symbols = await self._symbols()
             await self._delete_rest(self._target, symbols)  # left by a task that ended after the partition had left this cell
             for table in BY_PARTITION:
                 await self._copy_rest(table, "rows_of_partition")
             for table in BY_SYMBOL:
                 await self._copy_rest(table, "rows_of_contracts")
+            await self._copy_rollups()
             await self._step("copied the rest")
             if await self._target.fetch(MOVE_SQL["restored"], self._partition) != await self._source.fetch(
                 MOVE_SQL["restored"], self._partition
@@ -252,6 +266,19 @@ class Move:
         query = MOVE_SQL[block].format(columns=", ".join(columns), table=table)
         await _copy(self._source, self._target, table, columns, query, [self._partition])
         await self._compare(table, query, [self._partition])
+
+    async def _copy_rollups(self) -> None:
+        """Copies the rollups that differ: all of them at first, later those of the newest weeks."""
+        symbols, columns = await self._symbols(), await self._columns("rollups")
+        sums = MOVE_SQL["rollup_sums"].format(columns=", ".join(columns))
+        found = await asyncio.gather(*(one.fetch(sums, symbols, PART_MS) for one in (self._source, self._target)))
+        source, target = [set(map(tuple, rows)) for rows in found]
+        differing = sorted({(symbol, part) for symbol, part, *_ in source ^ target})
+        keys = [symbol for symbol, _ in differing], [part for _, part in differing], PART_MS
+        await self._target.execute(MOVE_SQL["delete_rollups"], *keys)
+        query = MOVE_SQL["rollups_of_parts"].format(columns=", ".join(columns))
+        await _copy(self._source, self._target, "rollups", columns, query, keys)
+        await self._compare("rollups", query, keys)
 
     async def _columns(self, table: str) -> list[str]:
         source, target = [
@@ -278,10 +305,12 @@ class Move:
                 return
             await self._source.execute(MOVE_SQL["depart"], self._partition, there.generation)
             await self._source.execute(MOVE_SQL["delete_of_partition"].format(table="partitions"), self._partition)
-            await self._delete_rest(self._source, await self._symbols())
+            symbols = await self._symbols()
+            await self._source.execute(MOVE_SQL["delete_of_contracts"].format(table="rollups"), symbols)
+            await self._delete_rest(self._source, symbols)
 
     async def _delete_rest(self, connection: Owner, symbols: Sequence[str]) -> None:
-        """Deletes in a cell what belongs to the partition, except its lease, its entries and its ADL records."""
+        """Deletes in a cell what belongs to the partition, except its lease and what is copied in advance."""
         for table in reversed(BY_SYMBOL):
             await connection.execute(MOVE_SQL["delete_of_contracts"].format(table=table), symbols)
         for table in BY_PARTITION[1:]:

@@ -50,9 +50,26 @@ SELECT {columns} FROM {table} WHERE partition = $1
 SELECT {columns} FROM {table} WHERE symbol IN (SELECT c.symbol FROM contracts c WHERE c.partition = $1)
 
 -- name: checksum
--- The number of rows, and the sums of both halves of the digests of their text, which no order changes.
-SELECT count(*), sum(('x' || substr(digest, 1, 15))::bit(60)::bigint) AS first, sum(('x' || substr(digest, 17, 15))::bit(60)::bigint) AS second
-FROM (SELECT md5(q::text) AS digest FROM ({rows}) q) d
+-- The number of rows, and the sums of two hashes of their text, which no order changes. Hash-partitioned tables and indexes rely on
+-- these hashes too, so they are the same in all versions of PostgreSQL.
+SELECT count(*), sum(hashtextextended(row, 0)) AS first, sum(hashtextextended(row, 1)) AS second
+FROM (SELECT q::text COLLATE "C" AS row FROM ({rows}) q OFFSET 0) t
+
+-- name: rollup_sums
+-- The same for the rollups of some contracts, by spans of $2 milliseconds.
+SELECT symbol, part, count(*), sum(hashtextextended(row, 0)) AS first, sum(hashtextextended(row, 1)) AS second
+FROM (
+    SELECT symbol, hour / $2::bigint AS part, q::text COLLATE "C" AS row FROM (SELECT {columns} FROM rollups WHERE symbol = ANY ($1)) q OFFSET 0
+) t GROUP BY symbol, part
+
+-- name: rollups_of_parts
+SELECT {columns} FROM unnest($1::text[], $2::bigint[]) AS k (of_symbol, part) CROSS JOIN LATERAL (
+    SELECT * FROM rollups x WHERE x.symbol = k.of_symbol AND x.hour >= k.part * $3::bigint AND x.hour < (k.part + 1) * $3::bigint
+) r
+
+-- name: delete_rollups
+DELETE FROM rollups r USING unnest($1::text[], $2::bigint[]) AS k (symbol, part)
+WHERE r.symbol = k.symbol AND r.hour >= k.part * $3::bigint AND r.hour < (k.part + 1) * $3::bigint;
 
 -- name: symbols
 SELECT symbol FROM contracts WHERE partition = $1 ORDER BY symbol;
