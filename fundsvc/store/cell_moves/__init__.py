@@ -188,11 +188,16 @@ class Move:
 
     async def _copy_in_advance(self) -> None:
         """Copies rollups, and entries and ADL records until few are left."""
-        async with self._together():
-            await self._copy_rollups()
+        await self._copy_rollups_in_advance()
         for _ in range(PASSES_MAX):
             if await self._copy_chains() <= CATCH_UP_ROWS:
-                return
+                break
+        # The second time also makes the last comparison quick, because PostgreSQL marks the rows that it reads as committed.
+        await self._copy_rollups_in_advance()
+
+    async def _copy_rollups_in_advance(self) -> None:
+        async with self._together():
+            await self._copy_rollups()
 
     @asynccontextmanager
     async def _together(self) -> AsyncIterator[None]:
