@@ -45,7 +45,7 @@ def token(
     run(context, command)
 
 
-@cli.command()
+@cli.command(context_settings={"ignore_unknown_options": True})  # the ids of other issuers may begin with a hyphen
 def revoke(
     context: typer.Context,
     token: Annotated[str, typer.Argument(help="The token, or its id (jti), as the record of its minting has it.")],

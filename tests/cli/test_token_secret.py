@@ -2,6 +2,7 @@
 
 import stat
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -11,7 +12,7 @@ from conftest import with_section
 from tokens import SECRET
 
 from fundsvc.api.http.errors import WrongToken
-from fundsvc.api.http.tokens import Caller, Tokens
+from fundsvc.api.http.tokens import Caller, Tokens, read_revoked
 from fundsvc.cli.commands import cli, load
 from fundsvc.config.settings import Config, ConfigError, DatabaseConfig, DataConfig, LedgerConfig, StreamConfig, TokenConfig
 from fundsvc.local.token_secret import LEDGER_FILE, SECRET_FILE, stored_secret, with_ledger_secret, with_secret
@@ -124,6 +125,13 @@ def revoking(tmp_path):
         "FUNDSVC_TOKEN_REVOKED": str(tmp_path / "revoked"),
         "FUNDSVC_LOG_ACTIONS": str(tmp_path / "actions"),
     }
+
+
+@pytest.mark.parametrize("token_id", ["-e7Q", "--e7Q", "-"])
+async def test_id_that_begins_with_a_hyphen_is_revoked(config, revoking, token_id):
+    done = await fundsvc(config, "revoke", token_id, "--why", "stolen", **revoking)
+    assert (done.code, done.error) == (0, "")
+    assert token_id in read_revoked(Path(revoking["FUNDSVC_TOKEN_REVOKED"]))
 
 
 async def test_revoked_token_is_rejected_and_both_actions_are_recorded(config, tmp_path, revoking):

@@ -14,10 +14,11 @@ from types import UnionType
 from typing import Any, Union, get_args, get_origin
 
 import msgspec
-from aiohttp import hdrs, web
+from aiohttp import web
 
 import fundsvc
 from fundsvc.api.docs.generated import Generated
+from fundsvc.api.http.caching import ETAG
 from fundsvc.api.http.errors import Failure, error_response
 from fundsvc.api.http.parameters import Query
 from fundsvc.api.http.routes import JSON, Endpoint, Media
@@ -122,7 +123,7 @@ def description(endpoints: Iterable[Endpoint]) -> Schema:
             "responses": {"NotModified": {"description": NOT_MODIFIED}}
             | {_response_name(status): _failure(status) for status in FAILURES},
             "headers": {name: _header(text) for name, text in LIMITS.items()}
-            | {hdrs.ETAG: {"description": VERSION, "required": True, "schema": {"type": "string"}}},
+            | {ETAG: {"description": VERSION, "required": True, "schema": {"type": "string"}}},
             "securitySchemes": {"token": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}},
         },
     }
@@ -259,7 +260,7 @@ def _answer(status: int, endpoint: Endpoint, schemas: _Schemas, example: Schema)
     if status == HTTPStatus.OK and "answer" in example:
         content["example"] = example["answer"]
     answer: Schema = {"description": HTTPStatus(status).phrase, "content": {media.content_type: content}}
-    headers = [*(LIMITS if HTTPStatus.TOO_MANY_REQUESTS in endpoint.fails else ()), *([hdrs.ETAG] if endpoint.cached else ())]
+    headers = [*(LIMITS if HTTPStatus.TOO_MANY_REQUESTS in endpoint.fails else ()), *([ETAG] if endpoint.cached else ())]
     if headers:
         answer["headers"] = {name: {"$ref": f"#/components/headers/{name}"} for name in headers}
     return answer

@@ -8,6 +8,9 @@ from aiohttp import hdrs, web
 SHARED = "public, max-age=0, s-maxage=1"
 """A shared cache passes on one request a second for each address. A browser revalidates, so a page shows no old balance."""
 
+ETAG = "ETag"
+"""The header with the version of an answer, as RFC 9110 spells it; aiohttp's constant has another case."""
+
 HASH_LENGTH = 16
 """Hexadecimal digits of a hash: 64 bits distinguish the versions of an answer."""
 
@@ -19,7 +22,7 @@ def digest(content: bytes) -> str:
 
 def validated(version: str) -> Mapping[str, str]:
     """Returns the header with the version of an answer. It is weak, because gzipped and plain bytes have the same one."""
-    return {hdrs.ETAG: f'W/"{version}"'}
+    return {ETAG: f'W/"{version}"'}
 
 
 def is_current(request: web.Request, version: str) -> bool:

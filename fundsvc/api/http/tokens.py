@@ -216,7 +216,7 @@ def read_revoked(path: Path) -> frozenset[str]:
 def mint(config: TokenConfig, role: Role, account: str, subject: str, seconds: float) -> str:
     """Returns a token with an id of its own (`jti`) that expires after `seconds`, signed with the secret."""
     now = int(time.time())
-    claims = {"aud": config.audience, "iat": now, "exp": now + int(seconds), "role": role, "jti": secrets.token_urlsafe(12)}
+    claims = {"aud": config.audience, "iat": now, "exp": now + int(seconds), "role": role, "jti": secrets.token_hex(12)}
     named = {"account": account, "sub": subject}
     return jwt.encode({**claims, **{name: value for name, value in named.items() if value}}, config.secret, "HS256")
 
