@@ -29,6 +29,7 @@ from two_cells import (
 from two_cells import cell_templates as empty_templates
 
 from fundsvc.store.cell_moves import CannotMove, Differs, Move, as_owner
+from fundsvc.store.database import StoreFault
 
 __all__ = ["cells", "empty_templates", "owners"]  # fixtures
 
@@ -220,6 +221,24 @@ async def test_rollups_that_change_during_a_move_are_copied_again(cells, owners,
     await run_move(cells, change)
     assert changed["rollups"] != ledger["rollups"]
     assert await dump(owners["b"]) == changed
+
+
+@pytest.mark.parametrize("cell", ["main", "b"])
+@pytest.mark.parametrize("step", ["begun", "paused", "copied the rest"])
+async def test_lost_connection_is_a_fault_after_which_the_move_is_repeated(cells, owners, ledger, cell, step):
+    async def lose(name):
+        if name == step:
+            await owners[cell].execute(
+                "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity"
+                " WHERE application_name = 'fundsvc move' AND datname = current_database()"
+            )
+
+    with pytest.raises(StoreFault):
+        await run_move(cells, lose)
+    await run_move(cells)
+    assert await holders(owners) == ["b"]
+    assert await dump(owners["b"]) == ledger
+    assert await is_gone(owners["main"])
 
 
 async def test_two_commands_do_not_move_a_partition_at_once(cells, ledger):
