@@ -8,7 +8,7 @@ import aiohttp
 import msgspec
 import pytest
 import redis
-from conftest import administrator, connected, dsn_for, is_unused, with_section
+from conftest import administrator, connected, drop_ledgers, dsn_for, is_unused, with_section
 from eventually import eventually
 from served import INGEST, contract, fill
 from tokens import bearer, with_secret
@@ -73,8 +73,8 @@ def in_cells(config, main, b):
 
 
 @pytest.fixture(scope="session")
-def cell_templates(servers):
-    """The names of migrated databases of both cells, for copies."""
+def cell_templates(servers, template):
+    """The names of migrated databases of both cells, for copies. `template` has sped up the server."""
     names = {cell: f"template_cell_{cell}" for cell in HELD}
     asyncio.run(create_cells({names[cell]: (servers, cell) for cell in HELD}))
     return names
@@ -99,11 +99,13 @@ async def copy_cells(servers, templates, names):
 
 
 @pytest.fixture
-async def cells(config, servers, cell_templates):
-    """The configuration of a ledger in two cells. `config` of a later test drops the databases."""
+async def cells(servers, cell_templates, loop_budget):
+    """The configuration of a ledger in two cells. A later test drops the databases."""
+    async with administrator(servers) as connection:
+        await drop_ledgers(connection)
     names = {cell: f"ledger_{cell}_{next(_NUMBERS)}" for cell in HELD}
     await copy_cells(servers, cell_templates, names)
-    return in_cells(config, *dsns_of(servers, names))
+    return in_cells(base_config(servers), *dsns_of(servers, names))
 
 
 @pytest.fixture
