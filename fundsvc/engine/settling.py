@@ -11,16 +11,17 @@ import asyncio
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Generic, NamedTuple, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from fundsvc.concurrency.exclusive import Exclusive
+from fundsvc.concurrency.waiting import before
 from fundsvc.core.batch import Durations, EventPlace, Offset
 from fundsvc.core.checkpoints import Checkpoint, Checkpoints, Saving
 from fundsvc.engine.batch_bound import BatchBound, Filling, Written
 from fundsvc.wire.codec import WHOLE_BYTES_MAX, Message, fingerprint
 
 BLOCK_MS = 500
-"""How long one read waits for messages. The reader checks `stop` between reads."""
+"""How long one read waits for messages at most."""
 
 SLICE_SHARE = 0.25
 """A slice's share of the longest time that the loop may be held. Its last event and the encoding of rows use the rest."""
@@ -147,8 +148,20 @@ class Settling(ABC, Generic[B]):
             tasks.create_task(self._write())
 
     async def _read(self, stop: asyncio.Event) -> None:
+        stopping = asyncio.ensure_future(stop.wait())
+        try:
+            await self._read_until(stop, stopping)
+        finally:
+            stopping.cancel()
+        self._reading = False
+        self._work.set()
+
+    async def _read_until(self, stop: asyncio.Event, stopping: asyncio.Future[Any]) -> None:
+        """Reads and settles until `stop` is set. A read that waits for messages then ends: it changes nothing."""
         while not stop.is_set():
-            reading = await self._source.read(self._settled, BLOCK_MS)
+            reading = await before(stopping, self._source.read(self._settled, BLOCK_MS))
+            if reading is None:
+                return
             self.progress += 1
             self.settled += self.writing is None and not self._draft.events
             self._begin_slice()
@@ -160,8 +173,6 @@ class Settling(ABC, Generic[B]):
                 self._note_end(reading)
             if reading.messages:
                 await self._hand_over()
-        self._reading = False
-        self._work.set()
 
     def _note_end(self, reading: Reading) -> None:
         """Corrects the number of settled messages at the end of the stream, where all messages are settled or deleted."""
