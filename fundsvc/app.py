@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 
 import msgspec
 import structlog
@@ -42,6 +43,7 @@ from fundsvc.concurrency.primary import following_primary
 from fundsvc.config.settings import Config, DatabaseConfig, HttpConfig
 from fundsvc.core.contracts import partition_of
 from fundsvc.core.policy import Policy
+from fundsvc.engine.cell_engines import CellEngines
 from fundsvc.engine.durability import Durability, durability
 from fundsvc.engine.engine import Engine
 from fundsvc.local.open_files import files_for
@@ -56,13 +58,15 @@ from fundsvc.mutual.engine.pools import pool_sessions
 from fundsvc.mutual.readmodel import open_pools
 from fundsvc.mutual.store.reader import MutualReader
 from fundsvc.readmodel.adl_books import open_adl_books
-from fundsvc.readmodel.ledger_tail import open_tail
+from fundsvc.readmodel.cell_tails import open_tails
 from fundsvc.store.adl import AdlReader
 from fundsvc.store.archive.files import ArchiveFiles, load_library
-from fundsvc.store.database import SQL, Pool, StoreFault, faults, open_pool
+from fundsvc.store.cell_pools import known_cells, lenient, locate, open_cells, pools_by_cell, strict
+from fundsvc.store.cells import CellMap
+from fundsvc.store.database import Pool, StoreFault, main_pool
 from fundsvc.store.inventories import InventoryReader
 from fundsvc.store.partition_state import check_decimals
-from fundsvc.store.reader import Reader
+from fundsvc.store.reader import Reader, fetch
 from fundsvc.store.schema import check_schema
 from fundsvc.store.server_checks import check_sessions
 from fundsvc.store.statistics import Statistics
@@ -102,6 +106,9 @@ adds up to tens of milliseconds. Without such a thread nothing changes.
 
 log = structlog.get_logger()
 
+Settler = Engine | CellEngines
+"""The engine of one database, or those of the cells."""
+
 
 @asynccontextmanager
 async def prepared(config: Config, stop: asyncio.Event | None = None) -> AsyncIterator[Config]:
@@ -118,24 +125,46 @@ async def prepared(config: Config, stop: asyncio.Event | None = None) -> AsyncIt
 
 
 async def _has_schema(config: Config, stop: asyncio.Event | None, outage: Outage) -> bool:
-    """Migrates or checks the schema. Returns False after a pause if the database is unreachable and the caller may retry."""
-    try:
-        await _check_poolers(config.database)
-        if config.database.owner_dsn:
-            from fundsvc.store.migrations import migrate  # noqa: PLC0415 - see fundsvc.store.schema
+    """Migrates or checks the schema of each cell.
 
-            await migrate(config.database.owner_dsn, config.stream.partitions)
+    One cell that answers suffices. Returns False after a pause if none does and the caller may retry.
+    """
+    prepared = await asyncio.gather(*(_prepare_cell(config, cell, is_run=stop is not None) for cell in config.cells))
+    faults = {cell: fault for cell, fault in zip(config.cells, prepared, strict=True) if fault}
+    if len(faults) < len(config.cells):
+        for cell, fault in faults.items():
+            log.warning("cell away", cell=cell, detail=str(fault))
+        return True
+    fault = next(iter(faults.values()))
+    if stop is None or stop.is_set():
+        raise fault
+    outage.note(fault)
+    await asyncio.sleep(RETRY_SECONDS)
+    return False
+
+
+async def _prepare_cell(config: Config, cell: str, *, is_run: bool) -> StoreFault | None:
+    """Migrates or checks the schema of a cell, and its decimals before it is served; returns the fault if it is away."""
+    partitions, database, currency = config.stream.partitions, config.in_cell(cell).database, config.currency
+    try:
+        await _check_poolers(database)
+        if database.owner_dsn:
+            await migrate_cell(config, cell)
         else:
-            await check_schema(config.database.dsn, config.stream.partitions)
-        if stop is not None:
-            await check_decimals(config.database.dsn, config.currency.decimals, config.currency.decimals_default)
+            await check_schema(database.dsn, partitions, cell)
+        if is_run:
+            await check_decimals(database.dsn, currency.decimals, currency.decimals_default)
     except StoreFault as fault:
-        if stop is None or stop.is_set():
-            raise
-        outage.note(fault)
-        await asyncio.sleep(RETRY_SECONDS)
-        return False
-    return True
+        return fault
+    return None
+
+
+async def migrate_cell(config: Config, cell: str) -> None:
+    """Creates or upgrades the schema of a cell. A new cell begins with the partitions that the configuration gives it."""
+    from fundsvc.store.migrations import migrate  # noqa: PLC0415 - see fundsvc.store.schema
+
+    held = [number for number, holder in enumerate(config.placement) if holder == cell]
+    await migrate(config.in_cell(cell).database.owner_dsn, config.stream.partitions, cell, held)
 
 
 async def _check_poolers(database: DatabaseConfig) -> None:
@@ -148,11 +177,12 @@ async def _check_poolers(database: DatabaseConfig) -> None:
 
 @asynccontextmanager
 async def connected(config: Config) -> AsyncIterator[tuple[Pool, StreamClient]]:
-    """Yields a connection pool for reads and a client of the stream server."""
+    """Yields connection pools for reads and a client of the stream server."""
     async with (
-        open_pool(config.database.reader_dsn or config.database.dsn, config.database.connections_max) as pool,
+        reserved(config, config.database.connections_max, CellMap(config.placement)) as pool,
         open_client(config.stream) as client,
     ):
+        await locate(pool)
         yield pool, client
 
 
@@ -170,8 +200,9 @@ async def run_service(
     metrics = Metrics()
     metrics.partitions.set(config.stream.partitions)
     async with connected(config) as (pool, client), asyncio.TaskGroup() as tasks:
-        metrics.add_pool(pool)
-        running = Engine(config, metrics, pool_sessions(config, metrics)) if engine else None
+        for one in pools_by_cell(pool).values():
+            metrics.add_pool(one)
+        running = CellEngines(config, metrics, pool_sessions) if engine else None
         consumer = tasks.create_task(running.run(stop)) if running else None
         async with http_side(config, metrics, pool, client, engine=running, public=api) as url:
             gc.freeze()  # what was built so far lives as long as the process
@@ -185,7 +216,7 @@ async def run_service(
     log.info("stopped", version=__version__, parts=parts, seconds=round(time.monotonic() - stopping, 3))
 
 
-async def run_engine(engine: Engine, stop: asyncio.Event) -> None:
+async def run_engine(engine: Settler, stop: asyncio.Event) -> None:
     """Runs an engine until `stop` is set, with the interpreter tuned for it."""
     tune_interpreter()
     await engine.run(stop)
@@ -201,19 +232,21 @@ def tune_interpreter() -> None:
 
 @asynccontextmanager
 async def http_side(
-    config: Config, metrics: Metrics, pool: Pool, client: StreamClient, *, engine: Engine | None, public: bool
+    config: Config, metrics: Metrics, pool: Pool, client: StreamClient, *, engine: Settler | None, public: bool
 ) -> AsyncIterator[str]:
     """Serves the API, or only health and metrics if not `public`; yields the address, "" if nothing is served.
 
     If `engine` runs in this process, readiness includes it.
     """
+    known = known_cells(pool) or CellMap(config.placement)
     async with (
-        open_pool(config.database.dsn, PRIMARY_CONNECTIONS_MAX) as primary,
-        durability(primary, client, metrics) as durable,
+        reserved(at_primary(config), PRIMARY_CONNECTIONS_MAX, known) as primary,
+        durability(lenient(primary), client, metrics) as durable,
         asyncio.TaskGroup() as tasks,
-        _serving(config, metrics, pool, client, primary, durable, engine=engine, public=public) as url,
+        _serving(config, metrics, lenient(pool), client, primary, durable, known, engine=engine, public=public) as url,
     ):
-        places = {config.database.dsn, config.database.reader_dsn or config.database.dsn}
+        databases = [config.in_cell(cell).database for cell in config.cells]
+        places = {dsn for database in databases for dsn in (database.dsn, database.reader_dsn) if dsn}
         following = [tasks.create_task(following_primary(dsn, log).run()) for dsn in places]
         yield url
         for task in following:
@@ -228,8 +261,9 @@ async def _serving(
     client: StreamClient,
     primary: Pool,
     durable: Durability,
+    known: CellMap,
     *,
-    engine: Engine | None,
+    engine: Settler | None,
     public: bool,
 ) -> AsyncIterator[str]:
     if not public and not config.engine.port:
@@ -239,25 +273,25 @@ async def _serving(
     async def ping_stream() -> None:
         await client.ping()
 
-    pings: dict[str, Ping] = {"stream": ping_stream, "durability": durable.check}
-    if engine:
-        pings["settling"] = engine.check
+    settling: dict[str, Ping] = {"settling": engine.check} if engine else {}
+    pings: dict[str, Ping] = {"stream": ping_stream, "durability": durable.check, **settling}
     files = ArchiveFiles(config.archive.location)
     reader = Reader(pool, files)
-    needed = ("stream", "settling") if engine else ()
+    # With several cells, the others settle while one is away.
+    needed = ("stream", *(("settling",) if len(config.cells) == 1 else ())) if engine else ()
     if not public:
-        async with reserved(config, PROBE_CONNECTIONS) as probing:
-            operations = operations_endpoints(Reader(probing), metrics, pings, needed)
+        async with reserved(config, PROBE_CONNECTIONS, known) as probing:
+            operations = operations_endpoints(Reader(lenient(probing)), metrics, pings | cell_pings(probing), needed)
             async with serve(make_app(Middleware(metrics), operations), config.http.host, config.engine.port) as url:
                 yield url
         return
     bounds = fitting(config)
     async with (
-        reserved(config, PROBE_CONNECTIONS) as probing,
-        reserved(config, config.http.exports_max) as exporting,
+        reserved(config, PROBE_CONNECTIONS, known) as probing,
+        reserved(config, config.http.exports_max, known) as exporting,
         open_adl_books(config, pool, client, metrics) as books,
         appraising(pool, books, config.http.rate_seconds_max, metrics) as appraiser,
-        open_tail(config, metrics, appraiser.mark) as tail,
+        open_tails(config, metrics, appraiser.mark, known) as tail,
         open_limits(config, client) as limits,
         open_pools(config, tail.freshness) as pools,
     ):
@@ -265,8 +299,9 @@ async def _serving(
         async def check_replica() -> None:
             tail.freshness.check()
 
+        pings |= {"replica": check_replica, **cell_pings(probing)}
         operations = operations_endpoints(
-            Reader(probing), metrics, {**pings, "replica": check_replica}, needed={*needed, "replica"}
+            Reader(lenient(probing)), metrics, pings, needed={*needed, *(("replica",) if len(config.cells) == 1 else ())}
         )
         ledger = AdlReader(pool)
         policy_of = recorded_policies(config, appraiser)
@@ -275,8 +310,8 @@ async def _serving(
         )
         producer = Producer.configured(client, config.stream)
         epochs = StreamEpochs(EpochStore(primary), producer, config.stream.partitions)
-        mutual = MutualReader(pool)
-        contracts = ContractResources(reader, stream_key, epochs, mutual)
+        mutual = MutualReader(main_pool(pool))
+        contracts = ContractResources(reader, stream_key, epochs, mutual, Reader(strict(pool)))
         ingest = Ingest(config, reader, producer, epochs, access_control)
         exports = Exports(config.http.exports_max)
         funds = FundResources(
@@ -292,8 +327,8 @@ async def _serving(
         )
         cached = FundCache(tail, funds.answer)
         inventory = InventoryResources(reader, InventoryReader(pool), tail, appraiser.mark)
-        of_pools = PoolResources(pools, mutual, MutualReader(exporting), exports)
-        insured = InsuredResources(pools, mutual, MutualReader(exporting), exports)
+        of_pools = PoolResources(pools, mutual, MutualReader(main_pool(exporting)), exports)
+        insured = InsuredResources(pools, mutual, MutualReader(main_pool(exporting)), exports)
         sizing = TargetResources(reader, Targets(pool), books, config.target.of)
         adl = AdlResources(
             reader, ledger, books, tail, policy_of, appraiser.rate, config.queue.k_min, AdlReader(exporting), exports
@@ -307,7 +342,7 @@ async def _serving(
             of_mutual = (*of_pools.routes, *insured.routes)
             routes = (*contracts.routes, ingest.endpoint, *of_funds, *adl.routes, *of_mutual)
             table = endpoints((*operations, *routes, *websocket.endpoints, *venues))
-            middleware = Middleware(metrics, access_control)
+            middleware = Middleware(metrics, access_control, lambda: tail.away)
             documents = await asyncio.to_thread(document_endpoints, table, websocket.topics, config.http.public_url)
             app = make_app(middleware, (*table, websocket.socket, *documents))
             app.on_shutdown.append(websocket.close_connections)
@@ -340,10 +375,25 @@ async def health_side(config: Config, middleware: Middleware, operations: Iterab
 
 
 @asynccontextmanager
-async def reserved(config: Config, connections: int) -> AsyncIterator[Pool]:
-    """Yields a separate connection pool for reads that other queries cannot delay."""
-    async with open_pool(config.database.reader_dsn or config.database.dsn, connections) as pool:
+async def reserved(config: Config, connections: int, known: CellMap) -> AsyncIterator[Pool]:
+    """Yields separate connection pools for reads that other queries cannot delay."""
+    databases = {cell: config.in_cell(cell).database for cell in config.cells}
+    dsns = {cell: database.reader_dsn or database.dsn for cell, database in databases.items()}
+    async with open_cells(dsns, connections, known) as pool:
         yield pool
+
+
+def at_primary(config: Config) -> Config:
+    """Returns the configuration without read replicas, for what writes, or must see recent writes."""
+    database = config.database
+    cells = {name: msgspec.structs.replace(cell, reader_dsn="") for name, cell in database.cells.items()}
+    return msgspec.structs.replace(config, database=msgspec.structs.replace(database, reader_dsn="", cells=cells))
+
+
+def cell_pings(pool: Pool) -> dict[str, Ping]:
+    """Returns a check of each of several cells."""
+    pools = pools_by_cell(pool) if known_cells(pool) else {}
+    return {f"cell {cell}": partial(fetch, one, "ping") for cell, one in pools.items()}
 
 
 def fitting(config: Config) -> HttpConfig:
@@ -370,15 +420,14 @@ def recorded_policies(config: Config, appraiser: Appraiser) -> Callable[[str], P
 @asynccontextmanager
 async def consuming(config: Config, pool: Pool) -> AsyncIterator[None]:
     """Runs an engine while the context is open, unless another engine is alive."""
-    await check_decimals(config.database.dsn, config.currency.decimals, config.currency.decimals_default)
-    with faults():
-        live = any(row["live"] for row in await pool.fetch(SQL["partitions"]))
-    if live:
+    for cell in config.cells:
+        await check_decimals(config.in_cell(cell).database.dsn, config.currency.decimals, config.currency.decimals_default)
+    if any(row["live"] for row in await fetch(pool, "partitions")):
         yield
         return
     stop, metrics = asyncio.Event(), Metrics()
     async with asyncio.TaskGroup() as tasks:
-        tasks.create_task(run_engine(Engine(config, metrics, pool_sessions(config, metrics)), stop))
+        tasks.create_task(run_engine(CellEngines(config, metrics, pool_sessions), stop))
         try:
             yield
         finally:

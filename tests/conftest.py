@@ -134,6 +134,7 @@ async def config(servers, template, partitions, loop_budget):
     if partitions > 1:
         async with connected(database.owner_dsn) as connection:
             await connection.execute("INSERT INTO partitions (partition) SELECT generate_series(1, $1 - 1)", partitions)
+            await connection.execute("UPDATE cell SET partitions = $1", partitions)
     return Config(
         data=DataConfig(directory=str(servers.directory)),
         database=database,

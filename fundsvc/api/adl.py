@@ -58,7 +58,7 @@ from fundsvc.core.adl.preview import RequestSize
 from fundsvc.core.events import Fill, Rejection, Takeover
 from fundsvc.core.policy import Policy
 from fundsvc.readmodel.adl_books import AdlBooks, BookView
-from fundsvc.readmodel.ledger_tail import Tail
+from fundsvc.readmodel.cell_tails import AnyTail
 from fundsvc.store.adl import FIRST_PLACE, LAST_PLACE, AdlReader
 from fundsvc.store.reader import Reader
 
@@ -92,7 +92,7 @@ class AdlResources:
         reader: Reader,
         ledger: AdlReader,
         books: AdlBooks,
-        tail: Tail,
+        tail: AnyTail,
         policy_of: Callable[[str], Policy],
         rate_of: RateOf,
         k_min: int,

@@ -26,10 +26,21 @@ from fundsvc.streams.client import pool_stream_key
 
 
 class ContractResources:
-    """Routes that answer from the ledgers of contracts and pools; `stream_key` returns the stream of a partition."""
+    """Routes that answer from the ledgers of contracts and pools; `stream_key` returns the stream of a partition.
 
-    def __init__(self, reader: Reader, stream_key: Callable[[int], str], epochs: StreamEpochs, pools: MutualReader) -> None:
+    `complete` reads lists that must not lack contracts of a cell that is away.
+    """
+
+    def __init__(
+        self,
+        reader: Reader,
+        stream_key: Callable[[int], str],
+        epochs: StreamEpochs,
+        pools: MutualReader,
+        complete: Reader | None = None,
+    ) -> None:
         self._reader = reader
+        self._complete = complete or reader
         self._stream_key = stream_key
         self._pools = pools
         self._epochs = epochs
@@ -69,9 +80,9 @@ class ContractResources:
         A producer that has read it may post in the current stream epoch.
         """
         epoch = await self._epochs.acknowledge(producer_name(caller, query.producer_id) if caller.role == "engine" else "")
-        funds = sorted(await self._reader.funds(), key=lambda fund: generation_of(fund.symbol))
+        funds = sorted(await self._complete.funds(), key=lambda fund: generation_of(fund.symbol))
         current = {public_symbol(fund.symbol): fund for fund in funds}.items()
-        partitions = await self._reader.partitions()
+        partitions = await self._complete.partitions()
         return CursorAnswer(
             stream_epoch=epoch,
             partitions=[

@@ -13,8 +13,8 @@ import msgspec
 from fundsvc.api.answers import Envelope, FundAnswer
 from fundsvc.api.http.application import Encoded, Route, symbol_not_listed
 from fundsvc.api.http.parameters import FundsQuery, Query
+from fundsvc.readmodel.cell_tails import AnyTail
 from fundsvc.readmodel.inventories import HeldInventory
-from fundsvc.readmodel.ledger_tail import Tail
 from fundsvc.store.reader import FundRow
 
 VALUATION_SECONDS = 1.0
@@ -32,9 +32,10 @@ class _CachedFund(NamedTuple):
 
 
 class _CachedList(NamedTuple):
-    """The cached answer for all funds, of a version of the tail."""
+    """The cached answer for all funds, of a version of the tail, while some cells are away."""
 
     version: int
+    away: tuple[str, ...]
     until: float
     answer: Encoded[list[FundAnswer]]
 
@@ -43,7 +44,7 @@ class FundCache:
     """Answers requests for funds of a tail; `answer_of` makes the answer from a fund's row, `clock` returns seconds."""
 
     def __init__(
-        self, tail: Tail, answer_of: Callable[[FundRow], FundAnswer], clock: Callable[[], float] = time.monotonic
+        self, tail: AnyTail, answer_of: Callable[[FundRow], FundAnswer], clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._tail = tail
         self._answer_of = answer_of
@@ -58,25 +59,26 @@ class FundCache:
     async def funds(self, query: FundsQuery) -> Encoded[list[FundAnswer]]:
         """The funds of all open contracts; with `closed`, those of closed contracts too."""
         self._tail.check()
-        now, kept = self._clock(), self._lists.get(query.closed)
-        if kept is None or kept.version != self._tail.version or now >= kept.until:
-            shown = [self.data(key) for key, fund in self._tail.funds.items() if query.closed or not fund.closed]
+        now, kept, version = self._clock(), self._lists.get(query.closed), (self._tail.version, self._tail.away)
+        if kept is None or (kept.version, kept.away) != version or now >= kept.until:
+            shown = [self.data(fund.symbol) for fund in self._tail.shown() if query.closed or not fund.closed]
             answer: Encoded[list[FundAnswer]] = Encoded(_enveloped(shown))
-            kept = self._lists[query.closed] = _CachedList(self._tail.version, now + VALUATION_SECONDS, answer)
+            kept = self._lists[query.closed] = _CachedList(*version, now + VALUATION_SECONDS, answer)
         return kept.answer
 
     async def fund(self, _query: Query, symbol: str) -> Encoded[FundAnswer]:
         """The fund of one contract."""
-        self._tail.check()
         key = self._tail.key_of(symbol)
         if key is None:
+            self._tail.check_name(symbol)
             raise symbol_not_listed(symbol)
+        self._tail.check(key)
         return self._fresh(key).answer
 
     async def answers(self) -> list[FundAnswer]:
         """Returns the funds of all open contracts, for routes with another format."""
         self._tail.check()
-        return [self._answer_of(fund) for fund in self._tail.funds.values() if not fund.closed]
+        return [self._answer_of(fund) for fund in self._tail.shown() if not fund.closed]
 
     def data(self, key: str) -> msgspec.Raw:
         """Returns the encoded fund of a listed contract by ledger key, without its envelope."""

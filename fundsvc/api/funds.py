@@ -37,8 +37,9 @@ from fundsvc.api.valuation_inputs import Appraiser
 from fundsvc.api.visibility import PUBLIC, visibility_of
 from fundsvc.core.commitment import NO_SECRETS, Secrets
 from fundsvc.core.fund.chain import GENESIS
+from fundsvc.core.generations import public_symbol
 from fundsvc.core.policy import Policy
-from fundsvc.readmodel.ledger_tail import Tail
+from fundsvc.readmodel.cell_tails import AnyTail
 from fundsvc.store.adl import AdlReader
 from fundsvc.store.reader import HOUR_MS, EntryRow, FundRow, Reader
 from fundsvc.store.statistics import Statistics
@@ -56,7 +57,7 @@ class FundResources:
     def __init__(
         self,
         reader: Reader,
-        tail: Tail,
+        tail: AnyTail,
         statistics: Statistics,
         ledger: AdlReader,
         appraiser: Appraiser,
@@ -103,12 +104,14 @@ class FundResources:
     async def summary(self, _query: Query) -> SummaryAnswer:
         """The sums of all funds by settlement currency and in USDT."""
         self._tail.check()
-        return summary_answer(self._tail.funds.values(), self._appraiser.rate, time.time_ns() // 1_000_000, self._tail.as_of_ms)
+        return summary_answer(self._tail.shown(), self._appraiser.rate, time.time_ns() // 1_000_000, self._tail.as_of_ms)
 
     async def policies(self, _query: Query) -> list[FundPolicyAnswer]:
         """The policies in force, each with its contracts."""
         self._tail.check()
-        return policy_answers((symbol, self._policy_of(symbol)) for symbol in self._tail.current)
+        return policy_answers(
+            (symbol, self._policy_of(symbol)) for symbol in {public_symbol(fund.symbol): None for fund in self._tail.shown()}
+        )
 
     async def summary_candles(self, query: CandlesQuery) -> list[CurrencyCandlesAnswer]:
         """The total balance of all funds of each settlement currency over time, and what changed it; at most 500 candles.
@@ -135,8 +138,8 @@ class FundResources:
 
     async def at(self, query: MomentQuery, symbol: str) -> FundAtAnswer:
         """A fund at a time of the engine's clock."""
-        self._tail.check_knows(query.ts)
         contract = (await find_contract(self._reader, symbol)).contract
+        self._tail.check_knows(query.ts, contract.symbol)
         return fund_at_answer(contract, query.ts, await self._statistics.at(contract.symbol, query.ts))
 
     async def audit(self, _query: Query, symbol: str) -> AuditAnswer:
@@ -159,7 +162,7 @@ class FundResources:
         contract = (await find_contract(self._reader, symbol)).contract
         now_ms = time.time_ns() // 1_000_000
         span = query.starts(now_ms)
-        self._tail.check_knows(span.stop)
+        self._tail.check_knows(span.stop, contract.symbol)
         buckets = await self._statistics.buckets(contract.symbol, span.start, span.stop, span.step)
         return list(candles(buckets, span, now_ms, contract.settle_decimals))
 
@@ -167,7 +170,7 @@ class FundResources:
         """The balance over time with the lowest and highest of each part, for a chart that hides no dip."""
         contract = (await find_contract(self._reader, symbol)).contract
         end = None if query.end is UNSET else query.end
-        self._tail.check_knows(end or 0)
+        self._tail.check_knows(end or 0, contract.symbol)
         return chart_answer(contract, await self._statistics.chart(contract.symbol, query.begin, end))
 
     async def history(self, query: HistoryQuery, symbol: str) -> Page[EntryAnswer]:

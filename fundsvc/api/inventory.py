@@ -11,7 +11,7 @@ from fundsvc.core.adl.valuation import SideName
 from fundsvc.core.contracts import Contract
 from fundsvc.core.fund.settlement import Fund
 from fundsvc.core.numbers import format_units
-from fundsvc.readmodel.ledger_tail import Tail
+from fundsvc.readmodel.cell_tails import AnyTail
 from fundsvc.store.inventories import InventoryReader, TrancheRow
 from fundsvc.store.reader import Reader
 
@@ -36,7 +36,9 @@ class TrancheAnswer(Answer, frozen=True, kw_only=True):
 class InventoryResources:
     """Routes that answer from the tranches of the ledger. `mark_of` returns the live mark of a contract."""
 
-    def __init__(self, reader: Reader, inventories: InventoryReader, tail: Tail, mark_of: Callable[[str], int | None]) -> None:
+    def __init__(
+        self, reader: Reader, inventories: InventoryReader, tail: AnyTail, mark_of: Callable[[str], int | None]
+    ) -> None:
         self._reader = reader
         self._inventories = inventories
         self._tail = tail

@@ -78,15 +78,16 @@ class Appraiser:
 
     async def refresh(self) -> None:
         """Reads rates and policies, and the statistics when they are due; raises StoreFault."""
-        self._rates = await self._reader.rates()
+        self._rates |= await self._reader.rates()
         for currency, rate in self._rates.items():
             self._metrics.servers.rate.labels(currency).set(rate.ts / 1000)
-        self.policies = await self._reader.policies()
+        self.policies |= await self._reader.policies()
         started = time.monotonic()
         if started >= self._due:
-            self._marks = await self._statistics.marks()
-            self._target_sizes = await self._targets.all()
-            self._past = await self._statistics.past(time.time_ns() // 1_000_000)
+            # A cell that is away keeps its last values.
+            self._marks |= await self._statistics.marks()
+            self._target_sizes |= await self._targets.all()
+            self._past = (self._past or {}) | await self._statistics.past(time.time_ns() // 1_000_000)
             now = time.monotonic()
             self._due = now + max(STATISTICS_SECONDS, (now - started) / STATISTICS_SHARE_MAX)
 

@@ -18,9 +18,9 @@ from fundsvc.api.adl_answers.preview import (
 )
 from fundsvc.api.http.parameters import PAGE_ENTRIES_MAX
 from fundsvc.api.visibility import OPERATOR
-from fundsvc.app import connected, prepared
+from fundsvc.app import at_primary, connected, prepared
 from fundsvc.cli.commands import cli
-from fundsvc.cli.running import DONE, Json, Terminal, at_primary, print_json, run
+from fundsvc.cli.running import DONE, Json, Terminal, print_json, run
 from fundsvc.cli.tables import left, right, show_table
 from fundsvc.config.settings import Config
 from fundsvc.core.adl.order import State

@@ -1,7 +1,7 @@
 """Commands on the archive of entries: run, list, restore."""
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated
@@ -9,15 +9,18 @@ from typing import Annotated
 import msgspec
 import typer
 
-from fundsvc.app import prepared
+from fundsvc.app import at_primary, prepared, reserved
 from fundsvc.cli.actions import Why, record_action
 from fundsvc.cli.commands import cli
 from fundsvc.cli.running import DONE, NO, Bars, Json, Terminal, print_json, run
 from fundsvc.cli.tables import left, right, show_table
 from fundsvc.cli.tools.archiving import Archived, Archiver, NotArchived
+from fundsvc.config.cells import MAIN
 from fundsvc.config.settings import ARCHIVE_DAYS_MIN, Config
 from fundsvc.store.archive.files import ArchiveFiles
 from fundsvc.store.archive.moves import Due, KnownStub, Moves, list_stubs, open_moves
+from fundsvc.store.cell_pools import known_cells, locate
+from fundsvc.store.cells import CellMap
 from fundsvc.store.database import Pool, open_pool
 from fundsvc.store.reader import ledger_key
 
@@ -59,9 +62,14 @@ def run_command(
     async def command(config: Config) -> int:
         before_ms = _bound_ms(config.archive.days if days is None else days, before)
         record_action(config.log, "archive run", why, before=datetime.fromtimestamp(before_ms / 1000, UTC).isoformat())
-        async with _archiving(config) as (archiver, moves, pool):
+        found: list[Archived] = []
+        wrong: list[str] = []
+        async with _ledger(config) as (complete, pool):
             keys = [await ledger_key(pool, symbol) for symbol in symbols] if symbols else None
-            found, wrong = await _archive_all(archiver, await moves.due(before_ms, keys))
+            for cell in complete.cells:
+                async with _archiving(complete, cell) as (archiver, moves):
+                    due = [one for one in await moves.due(before_ms, keys) if _cell_of(pool, one.symbol) == cell]
+                    await _archive_all(archiver, due, found, wrong)
         if json:
             print_json({"archived": found, "differences": wrong})
         else:
@@ -76,7 +84,7 @@ def list_command(context: typer.Context, symbols: Symbols = None, json: Json = F
     """List the files of archived entries."""
 
     async def command(config: Config) -> int:
-        async with prepared(config) as complete, open_pool(complete.database.dsn, 1) as pool:
+        async with _ledger(config) as (_, pool):
             keys = [await ledger_key(pool, symbol) for symbol in symbols] if symbols else None
             lines = [_line(known) for known in await list_stubs(pool, keys)]
         if json:
@@ -106,8 +114,10 @@ def restore(
 
     async def command(config: Config) -> int:
         record_action(config.log, "archive restore", why, symbol=symbol, entry=str(entry))
-        async with _archiving(config) as (archiver, moves, pool):
-            stubs = await moves.stubs([await ledger_key(pool, symbol)])
+        async with _ledger(config) as (complete, pool), AsyncExitStack() as stack:
+            key = await ledger_key(pool, symbol)
+            archiver, moves = await stack.enter_async_context(_archiving(complete, _cell_of(pool, key)))
+            stubs = await moves.stubs([key])
             wanted = [known.stub for known in stubs if entry <= known.stub.last_entry <= known.bound]
             files = ArchiveFiles(str(source)) if source else None
             if not wanted:
@@ -126,14 +136,30 @@ def restore(
 
 
 @asynccontextmanager
-async def _archiving(config: Config) -> AsyncIterator[tuple[Archiver, Moves, Pool]]:
-    async with prepared(config) as complete:
-        dsn = complete.archive.dsn or complete.database.owner_dsn
-        if not dsn:
-            raise ValueError("archive.dsn is not set: set it to a login in role fundsvc_archiver")
-        files = ArchiveFiles(complete.archive.location)
-        async with open_moves(dsn) as moves, open_pool(complete.database.dsn, 1) as pool:
-            yield Archiver(pool, moves, files, complete.policy.of, complete.ledger.secrets), moves, pool
+async def _ledger(config: Config) -> AsyncIterator[tuple[Config, Pool]]:
+    """Yields the configuration with all addresses, and connections to the primaries of all cells."""
+    async with prepared(config) as complete, reserved(at_primary(complete), 1, CellMap(complete.placement)) as pool:
+        await locate(pool)
+        yield complete, pool
+
+
+@asynccontextmanager
+async def _archiving(config: Config, cell: str) -> AsyncIterator[tuple[Archiver, Moves]]:
+    """Connects to a cell as its only archiver."""
+    of_cell = config.in_cell(cell)
+    dsn = of_cell.archive.dsn or of_cell.database.owner_dsn
+    if not dsn:
+        key = "archive.dsn" if cell == MAIN else f"database.cells.{cell}.archive_dsn"
+        raise ValueError(f"{key} is not set: set it to a login in role fundsvc_archiver")
+    files = ArchiveFiles(config.archive.location)
+    async with open_moves(dsn) as moves, open_pool(of_cell.database.dsn, 1) as pool:
+        yield Archiver(pool, moves, files, config.policy.of, config.ledger.secrets), moves
+
+
+def _cell_of(pool: Pool, symbol: str) -> str:
+    """Returns the cell that holds a contract."""
+    known = known_cells(pool)
+    return known.cell_of_symbol(symbol) if known else MAIN
 
 
 def _bound_ms(days: float, before: datetime | None) -> int:
@@ -145,10 +171,8 @@ def _bound_ms(days: float, before: datetime | None) -> int:
     return int(bound.timestamp() * 1000)
 
 
-async def _archive_all(archiver: Archiver, due: list[Due]) -> tuple[list[Archived], list[str]]:
-    """Archives contracts one after another; returns what was done, and the differences of others."""
-    found: list[Archived] = []
-    wrong: list[str] = []
+async def _archive_all(archiver: Archiver, due: list[Due], found: list[Archived], wrong: list[str]) -> None:
+    """Archives contracts one after another; adds what was done to `found`, and the differences of others to `wrong`."""
     with Bars() as bars:
         total = sum(max(0, one.upto - one.archived) + one.upto - one.removed for one in due)
         task = bars.add_task("entries archived and removed", total=total)
@@ -158,7 +182,6 @@ async def _archive_all(archiver: Archiver, due: list[Due]) -> tuple[list[Archive
             except NotArchived as difference:
                 wrong.append(str(difference))
         bars.finish(task)
-    return found, wrong
 
 
 def _print_archived(found: list[Archived], wrong: list[str]) -> None:

@@ -27,7 +27,7 @@ COMMANDS = {
     "up": Command("service", "Run engine and API in one process, with embedded servers unless the configuration names them."),
     "engine": Command("service", "Run an engine; any number of engines share the partitions, further ones stand by."),
     "api": Command("service", "Run the HTTP side; any number of processes may."),
-    "migrate": Command("service", "Create or upgrade the schema as its owner (database.owner_dsn)."),
+    "migrate": Command("service", "Create or upgrade the schema as its owner (database.owner_dsn), in each cell."),
     "status": Command("state", "Show partitions, engines and the stream, and what waits for an operator."),
     "funds": Command("state", "List all funds with balance, target, state and open ADL orders."),
     "config": Command("configuration", "The effective configuration."),
@@ -51,6 +51,7 @@ COMMANDS = {
         "target", "Compute the target size of a contract's fund from the current ledger and book, and explain it."
     ),
     "rejected": Command("rejected", "Rejected events, which the service keeps until they are replayed."),
+    "cells": Command("cells", "Cells: the databases of the ledger, and the partitions that they hold."),
     "stream": Command("stream", "Gaps in the streams: messages that left a stream before they were settled."),
     "token": Command("token", "Mint and print an access token."),
     "revoke": Command("token", "Revoke an access token: append its id to the file token.revoked."),

@@ -13,6 +13,7 @@ from fundsvc.api.http.server import tls_context
 from fundsvc.api.http.tokens import Tokens
 from fundsvc.cli.commands import cli
 from fundsvc.cli.running import DONE, NO, WRONG_USE, Json, Terminal, fail, print_json, run
+from fundsvc.config.cells import MAIN
 from fundsvc.config.settings import Config, ConfigError, read_config
 from fundsvc.config.validation import keys, presentable
 from fundsvc.mutual.store.reader import MutualReader
@@ -118,15 +119,17 @@ def _without_none(table: dict[str, Any]) -> dict[str, Any]:
 
 async def _checks(config: Config) -> dict[str, dict[str, Any]]:
     """Checks each server; returns whether it can be used (`ok`), and its version or the fault (`found`)."""
-    database, stream = config.database, config.stream
-    parts = {}
-    if database.embedded:
-        parts["database"] = {"ok": True, "found": EMBEDDED}
-    else:
-        parts["database"] = await _check(_database(database.dsn))
-        parts["schema"] = await _check(_schema(config))
-    if database.reader_dsn:
-        parts["reader"] = await _check(_database(database.reader_dsn))
+    stream = config.stream
+    parts: dict[str, dict[str, Any]] = {}
+    for cell in config.cells:
+        database, of_cell = config.in_cell(cell).database, "" if cell == MAIN else f" of cell {cell}"
+        if database.embedded:
+            parts["database"] = {"ok": True, "found": EMBEDDED}
+        else:
+            parts[f"database{of_cell}"] = await _check(_database(database.dsn))
+            parts[f"schema{of_cell}"] = await _check(_schema(database.dsn, stream.partitions, cell))
+        if database.reader_dsn:
+            parts[f"reader{of_cell}"] = await _check(_database(database.reader_dsn))
     parts["stream"] = {"ok": True, "found": EMBEDDED} if stream.embedded else await _check(_stream(config))
     return parts
 
@@ -151,9 +154,9 @@ async def _database(dsn: str) -> str:
     return await database_version(dsn)
 
 
-async def _schema(config: Config) -> str:
-    await check_schema(config.database.dsn, config.stream.partitions)
-    return f"current, {config.stream.partitions} partitions"
+async def _schema(dsn: str, partitions: int, cell: str) -> str:
+    await check_schema(dsn, partitions, cell)
+    return f"current, {partitions} partitions"
 
 
 async def _stream(config: Config) -> str:

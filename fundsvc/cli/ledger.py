@@ -8,10 +8,10 @@ from typing import Annotated
 import msgspec
 import typer
 
-from fundsvc.app import connected, consuming, prepared
+from fundsvc.app import at_primary, connected, consuming, prepared
 from fundsvc.cli.actions import Why, record_action
 from fundsvc.cli.commands import cli
-from fundsvc.cli.running import DONE, NO, Bars, Json, Terminal, at_primary, print_json, run
+from fundsvc.cli.running import DONE, NO, Bars, Json, Terminal, print_json, run, warn_of_away
 from fundsvc.cli.tables import left, right, show_table
 from fundsvc.cli.tools.audit import DIFFERENCES_MAX, ContractAudit, audit_contract
 from fundsvc.cli.tools.delivery import Delivered, Delivery, Gain, listed
@@ -25,7 +25,8 @@ from fundsvc.core.events import Listing, Reason
 from fundsvc.core.numbers import format_units
 from fundsvc.engine.heads import head_differences, read_heads
 from fundsvc.store.archive.files import ArchiveFiles
-from fundsvc.store.database import Pool
+from fundsvc.store.cell_pools import away_cells, lenient, pools_by_cell
+from fundsvc.store.database import Pool, pool_of
 from fundsvc.store.exports import known_contracts, open_ledger
 from fundsvc.store.reader import Reader
 from fundsvc.store.rollups import condense, mark_unsound, rebuild
@@ -110,7 +111,8 @@ def audit(
     async def command(config: Config) -> int:
         async with prepared(config) as complete, connected(complete) as (pool, _):
             files = ArchiveFiles(complete.archive.location)
-            audits = await _audit_all(pool, complete, files if archives else None)
+            audits = await _audit_all(lenient(pool), complete, files if archives else None)
+            away = away_cells(pool)
             saved = chain.from_iterable(map(read_heads, heads or ()))
             audits = _with_differences(audits, await head_differences(pool, saved, files))
         wrong = [audit for audit in audits if audit.differences]
@@ -124,7 +126,8 @@ def audit(
             )
         else:
             _print_audits(audits, wrong)
-        return NO if wrong else DONE
+        warn_of_away(away)
+        return NO if wrong or away else DONE
 
     run(context, command)
 
@@ -162,9 +165,10 @@ def rebuild_rollups(context: typer.Context, why: Why = "") -> None:
     async def command(config: Config) -> int:
         record_action(config.log, "rebuild-rollups", why)
         async with prepared(config) as complete, connected(at_primary(complete)) as (pool, _):
-            await mark_unsound(pool)
-            partitions = range(complete.stream.partitions)
-            total = sum([await rebuild(pool, number) + await condense(pool, number) for number in partitions])
+            for one in pools_by_cell(pool).values():
+                await mark_unsound(one)
+            homes = [(pool_of(pool, number), number) for number in range(complete.stream.partitions)]
+            total = sum([await rebuild(home, number) + await condense(home, number) for home, number in homes])
         Terminal(stderr=True).print(f"condensed {total} entries")
         return DONE
 

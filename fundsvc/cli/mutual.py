@@ -28,7 +28,7 @@ from fundsvc.core.commitment import Secrets
 from fundsvc.mutual.store.audits import PoolAudit, PoolWalk, audited_pools
 from fundsvc.mutual.store.exports import open_pool_ledger
 from fundsvc.mutual.store.reader import MutualReader, PoolState
-from fundsvc.store.database import Pool
+from fundsvc.store.database import CellPool, main_pool
 
 mutual = typer.Typer(help="The mutual: losses that become policies.", no_args_is_help=True)
 cli.add_typer(mutual, name="mutual")
@@ -112,10 +112,10 @@ def audit(
 
     async def command(config: Config) -> int:
         async with prepared(config) as complete, connected(complete) as (database, _):
-            known = [(name, entries) for name, entries in await audited_pools(database) if pool in {None, name}]
+            known = [(name, entries) for name, entries in await audited_pools(main_pool(database)) if pool in {None, name}]
             if pool is not None and not known:
                 raise LookupError(f"there is no pool {pool!r}")
-            audits = await _audit_all(database, known, complete.ledger.secrets)
+            audits = await _audit_all(main_pool(database), known, complete.ledger.secrets)
         wrong = [one for one in audits if one.differences]
         if json:
             print_json({"pools": audits, "differences": sum(len(one.differences) for one in wrong)})
@@ -137,7 +137,7 @@ def export(
 
     async def command(config: Config) -> int:
         async with prepared(config) as complete, connected(complete) as (database, _):
-            ledger = await open_pool_ledger(database, pool)
+            ledger = await open_pool_ledger(main_pool(database), pool)
             rows = public_pool_rows(ledger) if public else pool_rows(ledger, complete.ledger.secrets)
             with row_writer(form, PUBLIC_POOL_COLUMNS if public else POOL_COLUMNS) as write:
                 async for row in rows:
@@ -147,7 +147,7 @@ def export(
     run(context, command)
 
 
-async def _audit_all(database: Pool, known: Sequence[tuple[str, int]], secrets: Secrets) -> list[PoolAudit]:
+async def _audit_all(database: CellPool, known: Sequence[tuple[str, int]], secrets: Secrets) -> list[PoolAudit]:
     audits = []
     with Bars() as bars:
         task = bars.add_task("entries recomputed", total=sum(entries for _, entries in known))
@@ -177,7 +177,7 @@ def _print_audits(audits: Sequence[PoolAudit], wrong: Sequence[PoolAudit]) -> No
 @asynccontextmanager
 async def _reader(config: Config) -> AsyncIterator[MutualReader]:
     async with prepared(config) as complete, connected(complete) as (pool, _):
-        yield MutualReader(pool)
+        yield MutualReader(main_pool(pool))
 
 
 async def _known(reader: MutualReader, pool: str) -> PoolState:

@@ -8,17 +8,17 @@ from typing import Annotated
 import msgspec
 import typer
 
-from fundsvc.app import connected, prepared
+from fundsvc.app import at_primary, connected, prepared
 from fundsvc.cli.actions import Why, record_action
 from fundsvc.cli.commands import cli
-from fundsvc.cli.running import DONE, NO, Json, Terminal, at_primary, print_json, run
+from fundsvc.cli.running import DONE, NO, Json, Terminal, print_json, run
 from fundsvc.cli.tables import left, show_table
 from fundsvc.config.settings import Config
 from fundsvc.core.events import Reason as Reasons
 from fundsvc.core.events import Rejection, check_replayable
 from fundsvc.mutual.store.reader import KeptEvent as KeptPoolEvent
 from fundsvc.mutual.store.reader import MutualReader
-from fundsvc.store.database import Pool
+from fundsvc.store.database import Pool, main_pool
 from fundsvc.store.rejections import KeptEvent, list_rejected, mark_sent
 from fundsvc.streams.client import pool_stream_key
 from fundsvc.streams.producer import Producer
@@ -108,14 +108,14 @@ async def _kept(
     if not key or key[:1].isdecimal():
         events += await list_rejected(pool, reason=reason, settled_too=settled_too, key=key, limit=limit)
     if not key or not key[:1].isdecimal():
-        events += await MutualReader(pool).rejected(reason=reason, settled_too=settled_too, key=key, limit=limit)
+        events += await MutualReader(main_pool(pool)).rejected(reason=reason, settled_too=settled_too, key=key, limit=limit)
     return events[:limit]
 
 
 async def _resend(pool: Pool, producer: Producer, event: AnyEvent, codec: Codec) -> None:
     if isinstance(event, KeptPoolEvent):
         await producer.replay_to(pool_stream_key(event.pool), codec, event.body, event.origin)
-        await MutualReader(pool).mark_sent(event)
+        await MutualReader(main_pool(pool)).mark_sent(event)
     else:
         await producer.append_replay(event.partition, codec, event.body, event.origin)
         await mark_sent(pool, event)

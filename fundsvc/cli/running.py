@@ -1,7 +1,7 @@
 """Shared parts of all commands: configuration, event loop, exit codes, output."""
 
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, NoReturn
 
@@ -111,15 +111,18 @@ def _faults() -> tuple[type[Exception], ...]:
     return StoreFault, StreamFault, EmbeddedError, ServerError, OSError
 
 
-def at_primary(config: Config) -> Config:
-    """Returns the configuration without a read replica, for commands that write, or that must see recent writes."""
-    return msgspec.structs.replace(config, database=msgspec.structs.replace(config.database, reader_dsn=""))
-
-
 def report(config: Config, message: str) -> None:
     """Prints a progress message for people; with JSON logs, only the log reports progress."""
     if config.log.format == "console":
         Terminal(stderr=True).print(f"fundsvc {message}", soft_wrap=True)
+
+
+def warn_of_away(cells: Iterable[str]) -> None:
+    """Prints which cells of the ledger a result lacks."""
+    for cell in cells:
+        Terminal(stderr=True).print(
+            f"fundsvc: cell {cell} is away: the result lacks its contracts", style="red", soft_wrap=True
+        )
 
 
 def fail(message: str, code: int) -> NoReturn:

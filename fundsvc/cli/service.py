@@ -49,19 +49,21 @@ def api(context: typer.Context) -> None:
 
 @cli.command()
 def migrate(context: typer.Context, why: Why = "") -> None:
-    """Create or upgrade the schema as its owner (database.owner_dsn)."""
+    """Create or upgrade the schema as its owner (database.owner_dsn), in each cell."""
 
     async def command(config: Config) -> int:
         if config.database.dsn and not config.database.owner_dsn:
             raise ValueError("database.owner_dsn is not set: set it to a DSN of the schema's owner")
+        for name, further in config.database.cells.items():
+            if not further.owner_dsn:
+                raise ValueError(f"database.cells.{name}.owner_dsn is not set: set it to a DSN of the schema's owner")
         record_action(config.log, "migrate", why)
+        from fundsvc.app import migrate_cell, prepared  # noqa: PLC0415
+
         if config.database.owner_dsn:
-            from fundsvc.store.migrations import migrate as migrate_schema  # noqa: PLC0415 - see fundsvc.store.schema
-
-            await migrate_schema(config.database.owner_dsn, config.stream.partitions)
+            for cell in config.cells:
+                await migrate_cell(config, cell)
         else:
-            from fundsvc.app import prepared  # noqa: PLC0415
-
             async with prepared(config):
                 pass
         return DONE

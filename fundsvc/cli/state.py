@@ -7,7 +7,7 @@ import typer
 
 from fundsvc.app import connected, prepared
 from fundsvc.cli.commands import cli
-from fundsvc.cli.running import DONE, NO, Json, Terminal, print_json, run, servers_of
+from fundsvc.cli.running import DONE, NO, Json, Terminal, print_json, run, servers_of, warn_of_away
 from fundsvc.cli.tables import left, right, show_table
 from fundsvc.config.settings import Config
 from fundsvc.core.fund.fullness import Target
@@ -16,6 +16,7 @@ from fundsvc.core.generations import public_symbol
 from fundsvc.core.numbers import format_units
 from fundsvc.core.policy import Policy, payable
 from fundsvc.engine.continuity import unsettled_messages
+from fundsvc.store.cell_pools import away_cells, lenient
 from fundsvc.store.overview import KnownEngine, Overview, OwnedPartition, Waiting
 from fundsvc.store.reader import FundRow, Reader
 from fundsvc.store.target_sizes import Targets
@@ -32,11 +33,12 @@ def status(context: typer.Context, json: Json = False) -> None:
 
     async def command(config: Config) -> int:
         async with prepared(config) as complete, connected(complete) as (pool, client):
-            overview = Overview(pool)
+            overview = Overview(lenient(pool))
             waiting = await overview.waiting()
             engines = await overview.engines()
             partitions = [(one, await _unsettled(client, one)) for one in await overview.partitions()]
-        settles = all(one.live and not one.halted for one, _ in partitions)
+            away = away_cells(pool)
+        settles = not away and all(one.live and not one.halted for one, _ in partitions)
         if json:
             found = [_partition(*one) for one in partitions]
             others = {"engines": list(map(_engine, engines)), "waiting": waiting._asdict()}
@@ -45,6 +47,7 @@ def status(context: typer.Context, json: Json = False) -> None:
             print_json({"settles": settles, **addresses, "partitions": found, **others})
         else:
             _print_status(partitions, engines, waiting)
+        warn_of_away(away)
         return DONE if settles else NO
 
     run(context, command)
@@ -56,18 +59,20 @@ def funds(context: typer.Context, json: Json = False) -> None:
 
     async def command(config: Config) -> int:
         async with prepared(config) as complete, connected(complete) as (pool, _):
-            reader = Reader(pool)
-            targets, policies, now_ms = await Targets(pool).all(), await reader.policies(), time.time_ns() // 1_000_000
+            reader = Reader(lenient(pool))
+            targets, policies, now_ms = await Targets(lenient(pool)).all(), await reader.policies(), time.time_ns() // 1_000_000
             found = [
                 _fund(row, targets.get(row.symbol), policies.get(row.partition, complete.policy).of(row.symbol), now_ms)
                 for row in await reader.funds()
                 if row.balance or row.outstanding or not row.closed
             ]
+            away = away_cells(pool)
         if json:
             print_json(found)
         else:
             _print_funds(found)
-        return DONE
+        warn_of_away(away)
+        return NO if away else DONE
 
     run(context, command)
 

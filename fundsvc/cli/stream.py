@@ -4,14 +4,14 @@ from typing import Annotated
 
 import typer
 
-from fundsvc.app import connected, prepared
+from fundsvc.app import at_primary, connected, prepared
 from fundsvc.cli.actions import Why, record_action
 from fundsvc.cli.commands import cli
-from fundsvc.cli.running import DONE, NO, Json, Terminal, at_primary, print_json, run
+from fundsvc.cli.running import DONE, NO, Json, Terminal, print_json, run
 from fundsvc.cli.tables import left, right, show_table
 from fundsvc.config.settings import Config
 from fundsvc.mutual.store.state import PoolGaps
-from fundsvc.store.database import Pool
+from fundsvc.store.database import Pool, main_pool
 from fundsvc.store.gaps import Gaps, KnownGap
 
 streams = typer.Typer(help="Gaps in the streams: messages that left a stream before they were settled.")
@@ -51,7 +51,7 @@ def acknowledge_gap(context: typer.Context, stream: Stream, why: Why = "", json:
 
 def _gaps(pool: Pool, stream: str) -> Gaps | PoolGaps:
     """Returns the gaps of a partition by its number, or of a pool by its name."""
-    return Gaps(pool, int(stream)) if stream.isdecimal() else PoolGaps(pool, stream)
+    return Gaps(pool, int(stream)) if stream.isdecimal() else PoolGaps(main_pool(pool), stream)
 
 
 def _print(gaps: list[KnownGap], *, json: bool) -> None:

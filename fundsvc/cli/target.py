@@ -6,9 +6,9 @@ from typing import Annotated
 import typer
 
 from fundsvc.api.targets import TargetAnswer, changed, explained_target, target_answer
-from fundsvc.app import connected, prepared
+from fundsvc.app import at_primary, connected, prepared
 from fundsvc.cli.commands import cli
-from fundsvc.cli.running import DONE, Json, Terminal, at_primary, print_json, run
+from fundsvc.cli.running import DONE, Json, Terminal, print_json, run
 from fundsvc.cli.tables import right, show_table
 from fundsvc.concurrency.exclusive import Exclusive
 from fundsvc.config.settings import Config

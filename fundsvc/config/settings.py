@@ -15,9 +15,10 @@ from typing import Annotated, Any, Literal, NamedTuple
 import msgspec
 
 from fundsvc.config import CONFIG_FILE_VARIABLE
+from fundsvc.config.cells import CELL_NAME, MAIN, placement
 from fundsvc.config.validation import ADDRESS, SECRET, allowed, complaints, find, from_text
 from fundsvc.core.commitment import Secrets, secrets_of
-from fundsvc.core.contracts import CONTRACTS_MAX
+from fundsvc.core.contracts import CONTRACTS_MAX, partition_of
 from fundsvc.core.fund.fullness import TargetPolicy
 from fundsvc.core.generations import public_symbol
 from fundsvc.core.policy import Policies, Policy
@@ -51,6 +52,9 @@ Stream = Annotated[
         pattern=r"\A((rediss?|unix)://|\Z)", extra={**ADDRESS, "form": '"redis://...", "rediss://...", "unix://..." or ""'}
     ),
 ]
+PartitionRange = Annotated[
+    str, msgspec.Meta(pattern=r"\A[0-9]{1,4}(-[0-9]{1,4})?\Z", extra={"form": '"PARTITION" or "FIRST-LAST"'})
+]
 PublicUrl = Annotated[str, msgspec.Meta(pattern=r"\A(https?://[^/]|\Z)", extra={"form": '"https://...", "http://..." or ""'})]
 Origin = Annotated[
     str, msgspec.Meta(pattern=r"\A(\*|[a-z][a-z0-9+.-]*://[^/]+)\Z", extra={"form": '"https://HOST" without a path, or "*"'})
@@ -75,13 +79,38 @@ class DataConfig(Section, frozen=True):
     directory: Name = ".fundsvc"
 
 
+class CellConfig(Section, frozen=True):
+    """A further PostgreSQL cluster, and the partitions that it holds when `fundsvc migrate` first prepares it."""
+
+    dsn: Database = ""
+    owner_dsn: Database = ""
+    reader_dsn: Database = ""
+    partitions: tuple[PartitionRange, ...] = ()
+    archive_dsn: Database = ""
+
+    def __post_init__(self) -> None:
+        if not self.dsn:
+            raise ValueError('dsn must be set to the address of the cell, "postgresql://..."')
+
+
 class DatabaseConfig(Section, frozen=True):
-    """PostgreSQL. Without a DSN the service uses the embedded server."""
+    """PostgreSQL. Without a DSN the service uses the embedded server. `cells` are further clusters by name."""
 
     dsn: Database = ""
     owner_dsn: Database = ""
     reader_dsn: Database = ""
     connections_max: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 10
+    cells: dict[str, CellConfig] = msgspec.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.cells and not self.dsn:
+            raise ValueError("cells require dsn: the embedded server cannot be one of several cells")
+        for name in self.cells:
+            if not CELL_NAME.fullmatch(name) or name == MAIN:
+                raise ValueError(
+                    f'cells: "{name}" must be 1 to 32 small letters, digits, "_" or "-", a letter first, and not "{MAIN}",'
+                    " the name of the first cell"
+                )
 
     @property
     def embedded(self) -> bool:
@@ -132,6 +161,7 @@ class EngineConfig(Section, frozen=True):
     target_seconds: Annotated[float, msgspec.Meta(gt=0, le=3600)] = 60.0
     loop_ms_max: Annotated[float, msgspec.Meta(ge=1, le=1000)] = 10.0
     port: Port = 0
+    cells: tuple[Name, ...] = ()
 
 
 Venue = Literal["binance", "bybit", "gate", "okx"]
@@ -335,6 +365,47 @@ class Config(Section, frozen=True):
             raise ValueError(
                 "http.ingest_bytes_max must not exceed stream.message_bytes_max: a body is appended as one message"
             )
+        self._check_cells()
+
+    def _check_cells(self) -> None:
+        """Raises ValueError for ranges of cells that overlap, for unknown cells, and for pools outside the first cell."""
+        try:
+            cells = self.placement
+        except ValueError as error:
+            raise ValueError(f"database.{error}") from None
+        for name in self.engine.cells:
+            if name not in self.cells:
+                raise ValueError(f'engine.cells: "{name}" is not a cell: there are {", ".join(self.cells)}')
+        for pool in self.mutual.pools:
+            home = partition_of(pool, self.stream.partitions)
+            if cells[home] != MAIN:
+                raise ValueError(
+                    f"mutual.pools.{pool} belongs to partition {home}, which database.cells.{cells[home]} has: leave partition"
+                    f" {home} to {MAIN}, the cell of all pools"
+                )
+
+    @property
+    def cells(self) -> tuple[str, ...]:
+        """The names of all cells."""
+        return (MAIN, *self.database.cells)
+
+    @property
+    def placement(self) -> tuple[str, ...]:
+        """The cell that first holds each partition, by number; raises ValueError."""
+        return placement({name: cell.partitions for name, cell in self.database.cells.items()}, self.stream.partitions)
+
+    def in_cell(self, name: str) -> "Config":
+        """Returns the configuration of a service whose only database is that of one cell."""
+        if name == MAIN:
+            return msgspec.structs.replace(self, database=msgspec.structs.replace(self.database, cells={}), engine=self._engine)
+        cell = self.database.cells[name]
+        database = DatabaseConfig(cell.dsn, cell.owner_dsn, cell.reader_dsn, self.database.connections_max)
+        archive = msgspec.structs.replace(self.archive, dsn=cell.archive_dsn)
+        return msgspec.structs.replace(self, database=database, engine=self._engine, archive=archive)
+
+    @property
+    def _engine(self) -> EngineConfig:
+        return msgspec.structs.replace(self.engine, cells=())
 
 
 def load_config(path: Path | None, environment: Mapping[str, str] = os.environ) -> Config:

@@ -105,12 +105,19 @@ def span(kind: Any) -> str:
 
 def presentable(value: Any, kind: Any) -> Any:
     """Returns a value without secrets, for display."""
+    if get_origin(kind) is dict and (struct := struct_of(get_args(kind)[1])):
+        return {name: _presentable_table(table, struct) for name, table in value.items()}
     hide = _extra(kind).get("hide")
     if value and hide == "all":
         return HIDDEN
     if hide == "password":
         return _PASSWORD.sub(lambda found: f"{found[2]}{HIDDEN}" if found[2] else f"{found[1]}:{HIDDEN}@", value)
     return value
+
+
+def _presentable_table(table: Mapping[str, Any], struct: type[msgspec.Struct]) -> dict[str, Any]:
+    kinds = {field.name: field.type for field in msgspec.structs.fields(struct)}
+    return {name: presentable(value, kinds[name]) for name, value in table.items()}
 
 
 def _of_table(table: Mapping[str, Any], struct: type[msgspec.Struct], path: str) -> Iterator[Complaint]:
@@ -146,7 +153,8 @@ def _extra(kind: Any) -> dict[str, Any]:
 
 
 def _shown(value: Any, kind: Any) -> str:
-    if "hide" in _extra(kind):
+    struct = struct_of(kind)
+    if "hide" in _extra(kind) or (struct and any("hide" in _extra(key.kind) for key in keys(struct))):
         return HIDDEN
     text = json.dumps(value, default=str, ensure_ascii=False)
     return text if len(text) <= SHOWN_LENGTH_MAX else f"{text[:SHOWN_LENGTH_MAX]}..."

@@ -32,7 +32,7 @@ from fundsvc.engine.attempts import first_of
 from fundsvc.logs.faults import Outage
 from fundsvc.mutual.codec import encode
 from fundsvc.mutual.store.reader import MutualReader
-from fundsvc.store.database import Pool, StoreFault
+from fundsvc.store.database import Pool, StoreFault, main_pool
 from fundsvc.store.reader import Reader
 from fundsvc.store.writer import STREAM_START
 from fundsvc.streams.client import StreamClient, StreamFault, pool_stream_key
@@ -116,7 +116,7 @@ class Feed:
         self._streams = Streams.configured(client, config.stream)
         self._sources = [Source(client, partition) for partition in range(config.stream.partitions)]
         self._reader = Reader(pool)
-        self._mutual = MutualReader(pool)
+        self._mutual = MutualReader(main_pool(pool))
         self._ledger = Ledger(pool)
         self._pool_source = Source(client, partition_of(POOL, config.stream.partitions), pool_stream_key(POOL))
         self._marks = marks

@@ -18,7 +18,7 @@ from fundsvc.engine.batch_bound import BatchBound
 from fundsvc.engine.step_counter import StepCounter
 from fundsvc.engine.stream_start import Halted
 from fundsvc.logs.faults import Outage
-from fundsvc.store.database import COMMAND_SECONDS, Pool, StoreFault
+from fundsvc.store.database import COMMAND_SECONDS, CellPool, StoreFault
 from fundsvc.store.writer import OwnershipLost, Stray
 from fundsvc.streams.client import StreamClient, StreamFault, drop_idle
 
@@ -51,7 +51,7 @@ class Attempts:
         part: Part,
         log: FilteringBoundLogger,
         client: StreamClient,
-        pool: Pool,
+        pool: CellPool,
         *,
         counter: StepCounter,
         bound: BatchBound,

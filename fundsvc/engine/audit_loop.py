@@ -38,9 +38,10 @@ from fundsvc.store.audits import (
     keep_verified,
     read_parts,
 )
-from fundsvc.store.database import Pool, StoreFault
+from fundsvc.store.database import CellPool, StoreFault
 from fundsvc.store.exports import known_contracts
 from fundsvc.store.policies import policies_of
+from fundsvc.store.reader import fetch
 from fundsvc.store.rollup_audit import rollup_differences
 
 PART_ENTRIES = 1000
@@ -194,7 +195,7 @@ class Auditor:
 
     def __init__(
         self,
-        pool: Pool,
+        pool: CellPool,
         config: AuditConfig,
         metrics: Metrics,
         owns: Callable[[str], bool],
@@ -320,7 +321,7 @@ class Auditor:
         held: list[VerifiedPart] = []
         differing: list[str] = []
         parts = await read_parts(self._pool, counts, walk, self._positions.take(counts, walk))
-        policies = await policies_of(self._pool, list(parts), self._policy_of)
+        policies = await policies_of(partial(fetch, self._pool), list(parts), self._policy_of)
         for symbol, part in parts.items():
             found = await self._follow(symbol, part, policies[symbol])
             if found.differences:

@@ -15,6 +15,7 @@ import structlog
 from fundsvc.concurrency.background import PeriodicTask, keep_running
 from fundsvc.concurrency.exclusive import single_thread_executor
 from fundsvc.concurrency.primary import following_primary
+from fundsvc.config.cells import MAIN
 from fundsvc.config.settings import Config
 from fundsvc.engine.audit_process import AuditProcess
 from fundsvc.engine.continuity import Streams
@@ -25,9 +26,9 @@ from fundsvc.engine.policy_proposals import Proposals
 from fundsvc.engine.session import Session
 from fundsvc.logs.faults import Outage
 from fundsvc.metrics import Metrics
-from fundsvc.store.database import Pool, StoreFault, open_pool
+from fundsvc.store.database import CellPool, StoreFault, open_pool
 from fundsvc.store.freshness import HEARTBEAT_SECONDS
-from fundsvc.store.reader import fetch
+from fundsvc.store.reader import fetch_in_cell
 from fundsvc.store.statistics import Statistics
 from fundsvc.streams.client import open_client
 from fundsvc.streams.idle import IdleStreams
@@ -75,11 +76,12 @@ class NotSettling(Exception):
 class Engine:
     """Settles a fair share of the partitions. `run` ends after `stop` is set, with all started batches committed or dropped.
 
-    `companions` returns the further sessions of a partition that the engine comes to own.
+    `companions` returns the further sessions of a partition that the engine comes to own. `cell` names its database.
     """
 
-    def __init__(self, config: Config, metrics: Metrics, companions: Companions = _no_companions) -> None:
+    def __init__(self, config: Config, metrics: Metrics, companions: Companions = _no_companions, cell: str = MAIN) -> None:
         self.name = uuid.uuid4().hex[:12]
+        self._cell = cell
         self._config = config
         self._metrics = metrics
         self._companions = companions
@@ -142,7 +144,7 @@ class Engine:
         if reasons:
             raise NotSettling("; ".join(reasons))
 
-    async def _keep_leases(self, tasks: asyncio.TaskGroup, streams: Streams, pool: Pool, stop: asyncio.Event) -> None:
+    async def _keep_leases(self, tasks: asyncio.TaskGroup, streams: Streams, pool: CellPool, stop: asyncio.Event) -> None:
         """Keeps leases, and runs the sessions of the held partitions, until `stop` is set."""
         engine = self._config.engine
         async with LeaseKeeper(self._config.database.dsn, self.name, engine.lease_seconds, self._steps) as keeper:
@@ -161,7 +163,7 @@ class Engine:
         renewal: asyncio.Future[HeldLeases],
         tasks: asyncio.TaskGroup,
         streams: Streams,
-        pool: Pool,
+        pool: CellPool,
         keeper: LeaseKeeper,
     ) -> None:
         """Applies a result of the lease keeper. Logs errors and continues."""
@@ -193,21 +195,21 @@ class Engine:
 
     async def _update_peaks(self, statistics: Statistics) -> None:
         """Updates the metric of the highest balances; after a fault it keeps its values."""
-        self._metrics.set_peaks(await statistics.peaks(time.time_ns() // 1_000_000))
+        self._metrics.set_peaks(await statistics.peaks(time.time_ns() // 1_000_000), self._cell)
 
-    async def _send_heartbeats(self, pool: Pool) -> None:
+    async def _send_heartbeats(self, pool: CellPool) -> None:
         """Writes the heartbeats of the owned partitions, by which readers of a replica determine its delay."""
         if settled := sorted(self._settled_here()):
-            await fetch(pool, "heartbeat", settled)
+            await fetch_in_cell(pool, "heartbeat", settled)
 
-    async def _save_heads(self, pool: Pool) -> None:
+    async def _save_heads(self, pool: CellPool) -> None:
         """Saves the heads of all chains outside the database, once an hour."""
         if self._config.audit.heads_directory:
-            await save_heads(pool, Path(self._config.audit.heads_directory), self._config.audit.heads_days)
+            await save_heads(pool, Path(self._config.audit.heads_directory), self._config.audit.heads_days, self._cell)
             self._metrics.heads_saved.set_to_current_time()
 
     def _apply_leases(
-        self, tasks: asyncio.TaskGroup, streams: Streams, pool: Pool, keeper: LeaseKeeper, held: HeldLeases
+        self, tasks: asyncio.TaskGroup, streams: Streams, pool: CellPool, keeper: LeaseKeeper, held: HeldLeases
     ) -> None:
         """Stops the sessions of lost partitions, starts those of new ones, and releases partitions beyond the fair share."""
         for partition, ownership in list(self._owned.items()):
@@ -227,7 +229,9 @@ class Engine:
         for partition in sorted(self._owned)[held.share :]:
             self._begin_release(tasks, keeper, partition)
 
-    def _start(self, tasks: asyncio.TaskGroup, streams: Streams, pool: Pool, partition: int, epoch: int) -> "_OwnedPartition":
+    def _start(
+        self, tasks: asyncio.TaskGroup, streams: Streams, pool: CellPool, partition: int, epoch: int
+    ) -> "_OwnedPartition":
         log.info("partition owned", engine=self.name, partition=partition, epoch=epoch)
         stop = asyncio.Event()
         ownership = Ownership(streams, pool, self.name, partition, epoch, self._worker)

@@ -21,6 +21,7 @@ from typing import Any
 
 import msgspec
 
+from fundsvc.config.cells import MAIN
 from fundsvc.store.archive.files import NO_FILES, ArchiveFiles
 from fundsvc.store.archive.ranges import Archives
 from fundsvc.store.database import Pool, StoreFault
@@ -49,12 +50,14 @@ class _Answer(msgspec.Struct):
     data: list[Head] | Head
 
 
-async def save_heads(pool: Pool, directory: Path, days: float) -> None:
-    """Writes the heads of all contracts into this hour's file unless it exists, and deletes files older than `days`.
+async def save_heads(pool: Pool, directory: Path, days: float, cell: str = MAIN) -> None:
+    """Writes the heads of all contracts of a cell into its file of this hour unless it exists, and deletes files older than
+    `days`.
 
     Raises StoreFault if the database fails or the directory is not writable.
     """
-    path = directory / time.strftime("heads-%Y-%m-%dT%H.jsonl", time.gmtime())
+    of_cell = "" if cell == MAIN else f"-{cell}"
+    path = directory / time.strftime(f"heads-%Y-%m-%dT%H{of_cell}.jsonl", time.gmtime())
     if path.exists():
         return
     now = time.time_ns() // 1_000_000

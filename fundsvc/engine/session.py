@@ -175,7 +175,7 @@ class Session:
             self._rejections.log_rest()
             self._orders.log_rest()
             self._outcomes.log_rest()
-            self._metrics.release(self._partition, self._config.stream.partitions)
+            self._metrics.release(self._partition, self._epoch, self._config.stream.partitions)
 
     def _show_halted(self, halted: int) -> None:
         self._metrics.show_halted(self._partition, halted)

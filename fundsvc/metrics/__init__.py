@@ -5,6 +5,7 @@ whole units of the settlement currency, exact to about fifteen digits, as a doub
 """
 
 import time
+from collections import ChainMap
 from collections import Counter as Tally
 from collections.abc import Collection, Iterable, Mapping
 from typing import Protocol
@@ -53,7 +54,9 @@ class Metrics:
         disable_created_metrics()  # type: ignore[no-untyped-call]  # They double the number of counters; no alert uses them.
         self.registry = registry = CollectorRegistry()
         self._funds: dict[str, FundMetrics] = {}
+        self._epochs: dict[int, int] = {}
         self._peaks: Mapping[str, int] = {}
+        self._peaks_of_cells: dict[str, dict[str, int]] = {}
         self._audits: dict[str, AuditMetrics] = {}
         self._pools: list[Pool] = []
         self.partitions = Gauge("fundsvc_partitions", "Number of partitions.", registry=registry)
@@ -139,11 +142,6 @@ class Metrics:
             "Age of the ADL books that HTTP shows.",
             registry=registry,
         )
-        self.tail_heard = Gauge(
-            "fundsvc_tail_heard_timestamp_seconds",
-            "Newest time for which the funds that HTTP shows are known to equal the ledger.",
-            registry=registry,
-        )
         self.websocket_clients = Gauge("fundsvc_websocket_clients", "WebSocket connections.", registry=registry)
         self.websocket_subscriptions = Gauge(
             "fundsvc_websocket_subscriptions", "WebSocket subscriptions, one per contract and topic.", registry=registry
@@ -169,17 +167,20 @@ class Metrics:
 
     def own(self, partition: int, epoch: int) -> None:
         """Shows that this process owns a partition."""
+        self._epochs[partition] = epoch
         self.owned.labels(partition).set(1)
         for counted in (self.stream_regressions, self.stream_gaps, self.adl_announced_again, self.halted, self.halts):
             counted.labels(partition)
         self.epoch.labels(partition).set(epoch)
 
-    def release(self, partition: int, partitions: int) -> None:
-        """Hides a partition that this process no longer owns.
+    def release(self, partition: int, epoch: int, partitions: int) -> None:
+        """Hides a partition that this process owned in an epoch, unless it owns it again: in another cell.
 
         The counts of its contracts begin at 0 if this process owns it again. Alerts take the first value of a new series as
         an increase, so that value must not contain what was counted before.
         """
+        if self._epochs.get(partition) != epoch:
+            return
         self.owned.labels(partition).set(0)
         shown = (self.epoch, self.lag_messages, self.lag_seconds, self.halted, self.servers.stream_bytes)
         for gauge in (*shown, self.adl_unacknowledged, self.adl_unacknowledged_seconds):
@@ -288,11 +289,15 @@ class Metrics:
         if symbol in self._funds:
             self._funds[symbol].target = target
 
-    def set_peaks(self, peaks: Mapping[str, int]) -> None:
-        """Shows the highest balances of the last eight hours, in atoms. Funds absent from `peaks` use their current balance."""
-        self._peaks = peaks
+    def set_peaks(self, peaks: dict[str, int], cell: str) -> None:
+        """Shows the highest balances of the last eight hours, in atoms. Funds absent from `peaks` use their current balance.
+
+        `peaks` replaces the peaks of the same cell.
+        """
+        self._peaks_of_cells[cell] = peaks
+        self._peaks = ChainMap(*self._peaks_of_cells.values())
         for symbol, fund in self._funds.items():
-            fund.set_peak(peaks.get(symbol, 0))
+            fund.set_peak(self._peaks.get(symbol, 0))
 
     def audited(self, symbol: str, walk: str, *, good: bool, verified_at: float | None) -> None:
         """Shows a walk's result for a ledger: whether its last part had no difference, and when it last verified the end."""

@@ -45,3 +45,21 @@ class ServerMetrics:
             "Time at which the loaded certificate of HTTPS expires; 0 without HTTPS.",
             registry=registry,
         )
+        self._tail_heard = Gauge(
+            "fundsvc_tail_heard_timestamp_seconds",
+            "Newest time for which the funds that HTTP shows are known to equal the ledger.",
+            registry=registry,
+        )
+        self._cell_heard = Gauge(
+            "fundsvc_cell_heard_timestamp_seconds",
+            "Newest time for which the funds that HTTP shows are known to equal the ledger of a cell.",
+            ["cell"],
+            registry=registry,
+        )
+        self._heard: dict[str, float] = {}
+
+    def heard(self, cell: str, seconds: float) -> None:
+        """Sets the newest time for which the shown funds are known to equal the ledger of a cell, and so that of all cells."""
+        self._heard[cell] = seconds
+        self._cell_heard.labels(cell).set(seconds)
+        self._tail_heard.set(min(self._heard.values()))

@@ -109,6 +109,8 @@ class AdlBooks:
         offsets = await self._ledger.offsets()
         faults: list[StoreFault | StreamFault] = []
         for partition in self._partitions if only is None else [self._partitions[only]]:
+            if partition.number not in offsets:
+                continue  # The cell that holds it is away.
             try:
                 await partition.step(offsets[partition.number], now)
             except (StoreFault, StreamFault) as fault:

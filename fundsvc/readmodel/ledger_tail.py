@@ -10,7 +10,7 @@ inventories whose marks changed.
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import NamedTuple, TypeVar
 
@@ -18,6 +18,7 @@ import structlog
 
 from fundsvc.concurrency.background import keep_running
 from fundsvc.concurrency.exclusive import single_thread_executor
+from fundsvc.config.cells import MAIN
 from fundsvc.config.settings import Config
 from fundsvc.core.contracts import Contract
 from fundsvc.core.generations import generation_of, named_generation
@@ -25,7 +26,8 @@ from fundsvc.logs.faults import Outage
 from fundsvc.metrics import Metrics
 from fundsvc.readmodel.inventories import HeldInventory, Inventories
 from fundsvc.store.adl import OrderRow
-from fundsvc.store.database import Pool, StoreFault, acquired, faults, open_pool
+from fundsvc.store.cells import CellMap
+from fundsvc.store.database import CellPool, StoreFault, acquired, faults, open_pool
 from fundsvc.store.freshness import Freshness
 from fundsvc.store.inventories import inventory_entries, load_inventory
 from fundsvc.store.reader import READ_SECONDS_MAX, EntryRow, FundRow
@@ -89,7 +91,14 @@ class Tail:
     """
 
     def __init__(
-        self, pool: Pool, freshness: Freshness, metrics: Metrics, seconds: float, inventories: Inventories | None = None
+        self,
+        pool: CellPool,
+        freshness: Freshness,
+        metrics: Metrics,
+        seconds: float,
+        inventories: Inventories | None = None,
+        cell: str = MAIN,
+        known: CellMap | None = None,
     ) -> None:
         self.funds: dict[str, FundRow] = {}
         self.contracts: dict[str, Contract] = {}
@@ -102,6 +111,8 @@ class Tail:
         self._metrics = metrics
         self._seconds = seconds
         self._inventories = inventories or Inventories(lambda _: None)
+        self._cell = cell
+        self._known = known
         self._read_at: float | None = None
         self._next = 0.0
         self._has_more = False
@@ -119,7 +130,7 @@ class Tail:
 
     async def run(self) -> None:
         """Follows the ledger until cancelled. Reconnects after faults."""
-        outage = Outage(log, "tail")
+        outage = Outage(log, "tail", cell=self._cell) if self._known else Outage(log, "tail")
         while True:
             try:
                 with faults():
@@ -130,6 +141,8 @@ class Tail:
                             await self._pause()
             except StoreFault as fault:
                 outage.note(fault)
+                if self._known:
+                    self._known.note_fault(self._cell)
             await asyncio.sleep(RETRY_SECONDS)
 
     async def follow_marks(self) -> None:
@@ -153,16 +166,35 @@ class Tail:
         async with asyncio.timeout(READ_SECONDS_MAX):
             await self._read_changes(connection)
         self._read_at = time.monotonic()
-        self._metrics.tail_heard.set(time.time() - self.freshness.age_seconds)
+        self._metrics.servers.heard(self._cell, time.time() - self.freshness.age_seconds)
 
-    def check(self) -> None:
-        """Raises StoreFault if the funds may be older than the last moments, or than `http.stale_seconds_max` on a replica."""
+    @property
+    def away(self) -> tuple[str, ...]:
+        """The names of cells whose funds are not shown because they are away: none, as a fault of the only one is a fault."""
+        return ()
+
+    def shown(self) -> Iterable[FundRow]:
+        """Returns the funds of lists, by ledger key."""
+        return self.funds.values()
+
+    def check(self, key: str | None = None) -> None:  # noqa: ARG002 - one of several databases may fail alone
+        """Raises StoreFault if the funds may be older than the last moments, or than `http.stale_seconds_max` on a replica.
+
+        With the ledger key of a contract, only its fund matters.
+        """
         if self._read_at is None or time.monotonic() > self._read_at + self._seconds + SILENCE_SECONDS_MAX:
             raise StoreFault("the database has not answered the tail of the ledger for some seconds")
         self.freshness.check()
 
-    def check_knows(self, moment_ms: int) -> None:
-        """Raises Behind if a moment is later than the known state and the replica is too far behind."""
+    def check_name(self, name: str) -> None:  # noqa: ARG002 - as for `check`
+        """Raises StoreFault if the contract with a public name may be unknown because the database does not answer."""
+        self.check()
+
+    def check_knows(self, moment_ms: int, key: str | None = None) -> None:  # noqa: ARG002 - as for `check`
+        """Raises Behind if a moment is later than the known state and the replica is too far behind.
+
+        With the ledger key of a contract, only its fund matters.
+        """
         if moment_ms > self.as_of_ms:
             self.freshness.check()
 
@@ -215,6 +247,10 @@ class Tail:
 
     async def _read_changes(self, connection: Connection) -> None:
         now = await offsets(connection)
+        if self._known:
+            self._known.note(self._cell, now.generations)
+        if gone := self._offsets.keys() - now.settled.keys():
+            self._drop(gone)
         commits = {
             partition: known.commits_until(settled) if (known := self._offsets.get(partition)) else EVERY_COMMIT
             for partition, settled in now.settled.items()
@@ -226,6 +262,17 @@ class Tail:
         else:
             await self._read_entries(connection, self._unread({}))
             self.freshness.observe(now.now_ms, now.as_of_ms)
+
+    def _drop(self, partitions: Collection[int]) -> None:
+        """Forgets the funds of partitions that another cell holds now."""
+        gone = [key for key, fund in self.funds.items() if fund.partition in partitions]
+        for key in gone:
+            for known in (self.funds, self.contracts, self.held, self._places, self._orders, self._cursors):
+                known.pop(key, None)
+        self._lagging -= set(gone)
+        self._offsets = {number: place for number, place in self._offsets.items() if number not in partitions}
+        self.current = newest_generations(self.funds)
+        self.version += 1
 
     async def _read_entries(self, connection: Connection, behind: Mapping[str, int]) -> None:
         """Reads and delivers the next undelivered entries. At most once a step, as each delivery costs a write per client."""
@@ -294,8 +341,7 @@ class Tail:
         contracts = _updated(self.contracts, {symbol: stand.contract for symbol, stand in changed.items()})
         if funds is not self.funds:
             funds, contracts = dict(sorted(funds.items())), dict(sorted(contracts.items()))
-            generations = sorted(map(generation_of, funds), key=lambda generation: generation.number)
-            self.current = {generation.symbol: generation.key for generation in generations}
+            self.current = newest_generations(funds)
         self.funds, self.contracts = funds, contracts
 
     def _update_order(self, order: OrderRow) -> None:
@@ -321,6 +367,12 @@ class Tail:
             listener(change)
 
 
+def newest_generations(keys: Iterable[str]) -> dict[str, str]:
+    """Returns the ledger key of the newest generation of each symbol."""
+    generations = sorted(map(generation_of, keys), key=lambda generation: generation.number)
+    return {generation.symbol: generation.key for generation in generations}
+
+
 def _updated(known: dict[str, Value], changed: dict[str, Value]) -> dict[str, Value]:
     """Updates values in place, which costs only the changed ones; returns a new dict if keys are new."""
     if changed.keys() <= known.keys():
@@ -329,13 +381,17 @@ def _updated(known: dict[str, Value], changed: dict[str, Value]) -> dict[str, Va
     return known | changed
 
 
+MarkOf = Callable[[str], int | None]
+"""Returns the live mark of a contract, or None."""
+
+
 @asynccontextmanager
 async def open_tail(
-    config: Config, metrics: Metrics, mark_of: Callable[[str], int | None] = lambda _: None
+    config: Config, metrics: Metrics, mark_of: MarkOf = lambda _: None, cell: str = MAIN, known: CellMap | None = None
 ) -> AsyncIterator[Tail]:
-    """Provides a tail that follows the ledger over its own connections. It is filled, unless the database fails.
+    """Provides a tail that follows a database over its own connections. It is filled, unless the database fails.
 
-    `mark_of` returns the live mark of a contract.
+    If the database is one of several cells, it notes in `known` which partitions `cell` has.
     """
     database = config.database
     with single_thread_executor("fundsvc inventories") as worker:
@@ -346,7 +402,7 @@ async def open_tail(
         ):
             inventories = Inventories(mark_of, worker)
             freshness = Freshness(pool, primary, config.http.stale_seconds_max)
-            tail = Tail(pool, freshness, metrics, config.http.tail_seconds, inventories)
+            tail = Tail(pool, freshness, metrics, config.http.tail_seconds, inventories, cell, known)
             with suppress(StoreFault):
                 await tail.start()
             await freshness.refresh()

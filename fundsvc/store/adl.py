@@ -13,7 +13,8 @@ from fundsvc.core.fund.inventory import TrancheState
 from fundsvc.core.fund.settlement import Fund
 from fundsvc.core.numbers import INT64_MAX
 from fundsvc.core.policy import Policy
-from fundsvc.store.database import SQL, Pool, snapshot
+from fundsvc.store.cells import Cells
+from fundsvc.store.database import SQL, Pool, pool_of, snapshot
 from fundsvc.store.reader import fetch, reading
 from fundsvc.store.writer import fund_from, holding_from, load_books, orders_from
 
@@ -184,7 +185,7 @@ class AdlReader:
 
     async def books(self, partition: int, symbols: Sequence[str] | None = None) -> list[StoredBook]:
         """Returns the last stored books of a partition's contracts, optionally only of `symbols`."""
-        async with reading(self._pool) as connection:
+        async with reading(pool_of(self._pool, partition)) as connection:
             return await load_books(connection, partition, symbols)
 
     async def rejected_places(self, partition: int, messages: Sequence[str]) -> Mapping[EventPlace, str | None]:
@@ -203,7 +204,7 @@ class AdlReader:
 
     async def stored_fund(self, partition: int, symbol: str) -> StoredFund:
         """Returns the rows of the fund of a listed contract."""
-        async with reading(self._pool) as connection, snapshot(connection):
+        async with reading(pool_of(self._pool, partition)) as connection, snapshot(connection):
             blocks = ("load_funds", "load_holdings", "load_tranches")
             mark = await connection.fetchval(SQL["stored_mark"], symbol)
             fund, holdings, tranches = [await connection.fetch(SQL[block], partition, symbol) for block in blocks]
@@ -310,8 +311,20 @@ class AdlReader:
         are counted, so a walk over all of them uses `reductions_after` or `reductions_before`.
         """
         first, last = ((offset or 0) + 1, INT64_MAX) if forward else (1, INT64_MAX if offset is None else offset - 1)
+        if isinstance(self._pool, Cells):
+            return await self._reductions_of_cells(account, first, last, count, forward=forward)
         rows = await self._fetch("reductions_page", account, first, last, forward, count)
         return [(row["number"], _reduction(row).row) for row in rows]
+
+    async def _reductions_of_cells(
+        self, account: str, first: int, last: int, count: int, *, forward: bool
+    ) -> list[tuple[int, ReductionRow]]:
+        """Returns a page of an account's reductions in all cells. Their numbers do not change when partitions move."""
+        places = list(enumerate(await self._fetch("reduction_places", account), 1))[first - 1 : last]
+        page = places[:count] if forward else places[::-1][:count]
+        keys = [place["symbol"] for _, place in page], [place["record"] for _, place in page]
+        found = {(row["symbol"], row["record"]): row for row in await self._fetch("reductions_at", *keys)}
+        return [(number, _reduction(found[place["symbol"], place["record"]]).row) for number, place in page]
 
     async def reductions(self, orders: Collection[tuple[str, int]], accounts: Collection[str]) -> list[Reduction]:
         """Returns the reductions of some accounts by some orders (contract and number)."""

@@ -48,9 +48,9 @@ from fundsvc.store.audit_inventories import (
     read_held,
     restored_lots,
 )
-from fundsvc.store.database import SQL, Pool, snapshot, transaction
+from fundsvc.store.database import SQL, CellPool, Pool, pool_of_symbol, snapshot, transaction
 from fundsvc.store.exports import Line, fund_state_from, line_from, record_from
-from fundsvc.store.reader import fetch, reading
+from fundsvc.store.reader import fetch_in_cell, reading
 from fundsvc.store.writer import closing_from, contract_from
 
 KEYS_PER_QUERY = 500
@@ -80,9 +80,9 @@ class Progress(NamedTuple):
     archived: int = 0
 
 
-async def audit_progress(pool: Pool, walk: Walk) -> list[Progress]:
+async def audit_progress(pool: CellPool, walk: Walk) -> list[Progress]:
     """Returns the progress of each contract's walk of a kind; raises StoreFault."""
-    return [Progress(*row) for row in await fetch(pool, "audit_progress", walk)]
+    return [Progress(*row) for row in await fetch_in_cell(pool, "audit_progress", walk)]
 
 
 class Ledger(NamedTuple):
@@ -254,7 +254,7 @@ class VerifiedPart(NamedTuple):
 
 
 async def read_parts(
-    pool: Pool, counts: Mapping[str, int], walk: Walk, followed: Mapping[str, Followed]
+    pool: CellPool, counts: Mapping[str, int], walk: Walk, followed: Mapping[str, Followed]
 ) -> dict[str, LedgerPart]:
     """Returns the next part of some contracts' ledgers, each with up to `counts` entries; raises StoreFault.
 
@@ -272,7 +272,7 @@ async def read_parts(
 
 async def read_part(pool: Pool, symbol: str, since: Followed, count: int) -> LedgerPart:
     """Returns up to `count` entries of a contract's ledger after a checkpoint, or after its archive; raises StoreFault."""
-    async with _snapshot(pool) as connection:
+    async with _snapshot(pool_of_symbol(pool, symbol)) as connection:
         archived = await _archived(connection, {symbol: since.checkpoint.entry})
         if archived:
             since = (await _reopened(connection, archived, {}, "full"))[symbol]
@@ -281,12 +281,12 @@ async def read_part(pool: Pool, symbol: str, since: Followed, count: int) -> Led
 
 async def read_archived_part(pool: Pool, symbol: str, since: Followed, rows: Sequence[Row]) -> LedgerPart:
     """Returns the part of a contract's ledger after a checkpoint whose entries are archived; raises StoreFault."""
-    async with _snapshot(pool) as connection:
+    async with _snapshot(pool_of_symbol(pool, symbol)) as connection:
         return (await _parts(connection, {symbol: since}, [len(rows)], "full", {symbol: rows}))[symbol]
 
 
 @asynccontextmanager
-async def _snapshot(pool: Pool) -> AsyncIterator[PoolConnectionProxy]:
+async def _snapshot(pool: CellPool) -> AsyncIterator[PoolConnectionProxy]:
     async with reading(pool) as connection, snapshot(connection):
         yield connection
 
@@ -581,7 +581,7 @@ def _progress_row(walk: Walk, held: VerifiedPart) -> tuple[Any, ...]:
     )
 
 
-async def keep_verified(pool: Pool, walk: Walk, held: Sequence[VerifiedPart]) -> None:
+async def keep_verified(pool: CellPool, walk: Walk, held: Sequence[VerifiedPart]) -> None:
     """Stores the progress of a walk for some contracts; raises StoreFault.
 
     A full walk that reached the end starts again at entry 1, and the newest walk continues from that end. So every checkpoint
@@ -597,6 +597,6 @@ async def keep_verified(pool: Pool, walk: Walk, held: Sequence[VerifiedPart]) ->
         await keep_lots(connection, walk, lots, ended)
 
 
-async def keep_differences(pool: Pool, walk: Walk, symbols: Sequence[str]) -> None:
+async def keep_differences(pool: CellPool, walk: Walk, symbols: Sequence[str]) -> None:
     """Stores that a walk found differences. Its position does not change. Raises StoreFault."""
-    await fetch(pool, "audit_differs", symbols, walk)
+    await fetch_in_cell(pool, "audit_differs", symbols, walk)

@@ -2,7 +2,7 @@
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
 from importlib.resources import files
@@ -12,6 +12,7 @@ import asyncpg
 from asyncpg.exceptions._base import DataError as InvalidValue
 from asyncpg.pool import PoolConnectionProxy
 
+from fundsvc.store.cells import Cells
 from fundsvc.store.hosts import dial, leave_old_primary
 
 CONNECT_SECONDS = 5.0
@@ -34,11 +35,16 @@ _SERVER_KEEPALIVE = {
 IDLE_IN_TRANSACTION_MS = 3000
 """PostgreSQL disconnects a stopped process that holds a lock after this time, so that another can take over its partition."""
 
+_IDLE_IN_TRANSACTION = {"idle_in_transaction_session_timeout": str(IDLE_IN_TRANSACTION_MS)}
+
 LOST_CONNECTION = "the handler is closed"
 """The text of uvloop's RuntimeError for a write to a connection that was just lost."""
 
-Pool = asyncpg.Pool
-"""A connection pool for reads and background work."""
+CellPool = asyncpg.Pool
+"""A connection pool of one database."""
+
+Pool = CellPool | Cells
+"""What reads use: the pool of the only database of a ledger, or those of its cells."""
 
 _FAULTS = (
     OSError,
@@ -70,6 +76,15 @@ class StoreFault(Exception):
     """The database is unreachable or refuses; time or an operator can repair it. A commit that raised this may have been
     written.
     """
+
+
+class CellAway(StoreFault):
+    """One of several cells is unreachable. `public_text` is safe to publish."""
+
+    def __init__(self, cell: str, cause: str) -> None:
+        super().__init__(f"cell {cell} is away: {cause}")
+        self.cell = cell
+        self.public_text = f"the database of cell {cell} is unreachable: retry shortly"
 
 
 class StoreRefusal(Exception):
@@ -133,9 +148,14 @@ def _is_refusal(error: asyncpg.PostgresError) -> bool:
 
 
 @asynccontextmanager
-async def connect(dsn: str, name: str, command_seconds: float = COMMAND_SECONDS) -> AsyncIterator[asyncpg.Connection]:
-    """Opens one connection and closes it on exit. pg_stat_activity shows `name`, which identifies the sessions of a stopped
-    owner.
+async def connect(
+    dsn: str,
+    name: str,
+    command_seconds: float | None = COMMAND_SECONDS,
+    parameters: Mapping[str, str] = _IDLE_IN_TRANSACTION,
+) -> AsyncIterator[asyncpg.Connection]:
+    """Opens one connection with parameters of the session, and closes it on exit. pg_stat_activity shows `name`, which
+    identifies the sessions of a stopped owner.
     """
     with faults():
         connection = await dial(
@@ -146,7 +166,7 @@ async def connect(dsn: str, name: str, command_seconds: float = COMMAND_SECONDS)
         )
     try:
         with faults():
-            await _prepare(connection, {"idle_in_transaction_session_timeout": str(IDLE_IN_TRANSACTION_MS)})
+            await _prepare(connection, parameters)
         yield connection
     finally:
         connection.terminate()
@@ -186,7 +206,7 @@ async def open_pool(dsn: str, connections_max: int, command_seconds: float = COM
         pool.terminate()
 
 
-async def _prepare(connection: Any, parameters: dict[str, str]) -> None:
+async def _prepare(connection: Any, parameters: Mapping[str, str]) -> None:
     """Sets keep-alives and parameters of a new connection, and makes its commits wait for the disk.
 
     The parameters are not in the start-up packet, where a connection pooler would refuse them. `synchronous_commit` may be off
@@ -198,7 +218,7 @@ async def _prepare(connection: Any, parameters: dict[str, str]) -> None:
         end.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         for option, value in KEEPALIVE.items():
             end.setsockopt(socket.IPPROTO_TCP, option, value)
-    given = parameters | _SERVER_KEEPALIVE
+    given = {**parameters, **_SERVER_KEEPALIVE}
     waits_for = await connection.fetchval(SQL["set_session"], list(given), list(given.values()))
     if waits_for not in _DURABLE:
         raise StoreFault(f"synchronous_commit is {waits_for} although it was set to on: a crash may lose commits")
@@ -208,8 +228,23 @@ async def _leave_as_is(_connection: object) -> None:
     """Skips the reset of a connection. No statement of the service changes a session, and a reset costs a round trip."""
 
 
+def pool_of(pool: Pool, partition: int) -> CellPool:
+    """Returns the pool of the database that holds a partition."""
+    return pool.of(partition) if isinstance(pool, Cells) else pool
+
+
+def pool_of_symbol(pool: Pool, symbol: str) -> CellPool:
+    """Returns the pool of the database that holds a contract, by its symbol or ledger key."""
+    return pool.of_symbol(symbol) if isinstance(pool, Cells) else pool
+
+
+def main_pool(pool: Pool) -> CellPool:
+    """Returns the pool of the first cell, for what belongs to no partition."""
+    return pool.main if isinstance(pool, Cells) else pool
+
+
 @asynccontextmanager
-async def acquired(pool: asyncpg.Pool) -> AsyncIterator[PoolConnectionProxy]:
+async def acquired(pool: CellPool) -> AsyncIterator[PoolConnectionProxy]:
     """Acquires a connection of a pool. A failure closes it, because a reset would wait for the server."""
     async with pool.acquire() as connection:
         try:
@@ -220,13 +255,15 @@ async def acquired(pool: asyncpg.Pool) -> AsyncIterator[PoolConnectionProxy]:
 
 
 @asynccontextmanager
-async def transaction(connection: asyncpg.Connection | PoolConnectionProxy) -> AsyncIterator[None]:
-    """Runs all statements of the block in one transaction.
+async def transaction(
+    connection: asyncpg.Connection | PoolConnectionProxy, seconds: float | None = COMMAND_SECONDS
+) -> AsyncIterator[None]:
+    """Runs all statements of the block in one transaction, within some seconds or without a limit.
 
     A refusal leaves the connection open. Any other failure closes it, so the server rolls back without a wait.
     """
     try:
-        async with _noticing_loss(connection):
+        async with _noticing_loss(connection, seconds):
             await connection.execute("BEGIN")
             yield
             await connection.execute("COMMIT")
@@ -268,9 +305,9 @@ async def snapshot(connection: asyncpg.Connection | PoolConnectionProxy) -> Asyn
 
 
 @asynccontextmanager
-async def _noticing_loss(connection: asyncpg.Connection | PoolConnectionProxy) -> AsyncIterator[None]:
+async def _noticing_loss(connection: asyncpg.Connection | PoolConnectionProxy, seconds: float | None) -> AsyncIterator[None]:
     """Raises TimeoutError if the connection is lost. Without it, the driver's COPY would wait for ever to send more."""
-    async with asyncio.timeout(COMMAND_SECONDS) as limit:
+    async with asyncio.timeout(seconds) as limit:
 
         def lost(_connection: object) -> None:
             with suppress(RuntimeError):  # The block has ended.

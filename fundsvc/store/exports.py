@@ -14,7 +14,7 @@ from fundsvc.core.fund.chain import Entry
 from fundsvc.core.fund.settlement import FundState
 from fundsvc.store.archive.files import NO_FILES, ArchiveFiles
 from fundsvc.store.archive.ranges import Archives
-from fundsvc.store.database import SQL, Pool, snapshot
+from fundsvc.store.database import SQL, Pool, pool_of_symbol, snapshot
 from fundsvc.store.reader import fetch, ledger_key, reading
 from fundsvc.store.writer import contract_from, saved_guard_from
 
@@ -124,7 +124,7 @@ async def known_contracts(pool: Pool) -> list[tuple[str, int]]:
 async def open_ledger(pool: Pool, name: str, files: ArchiveFiles = NO_FILES) -> Ledger:
     """Opens the ledger of the contract with a public name; raises UnknownContract or StoreFault."""
     key = await ledger_key(pool, name)
-    async with reading(pool) as connection, snapshot(connection):
+    async with reading(pool_of_symbol(pool, key)) as connection, snapshot(connection):
         return Ledger(pool, await snapshot_of(connection, key), files)
 
 

@@ -9,8 +9,8 @@ import asyncio
 import time
 from contextlib import suppress
 
-from fundsvc.store.database import Pool, StoreFault
-from fundsvc.store.reader import fetch
+from fundsvc.store.database import CellPool, StoreFault
+from fundsvc.store.reader import fetch_in_cell
 
 HEARTBEAT_SECONDS = 1.0
 """The interval of the owners' heartbeats. A heartbeat is a small commit compared with those of settlement."""
@@ -26,7 +26,7 @@ class Freshness:
     The read database has every commit up to `as_of_ms`, by the database's clock; 0 until a time is known.
     """
 
-    def __init__(self, reader: Pool, primary: Pool, seconds_max: float) -> None:
+    def __init__(self, reader: CellPool, primary: CellPool, seconds_max: float) -> None:
         self.as_of_ms = 0
         self._reader = reader
         self._primary = primary
@@ -70,10 +70,10 @@ class Freshness:
 
     async def _nothing_is_newer(self) -> bool:
         with suppress(StoreFault):
-            (newest,) = await fetch(self._primary, "newest_heartbeat")
+            (newest,) = await fetch_in_cell(self._primary, "newest_heartbeat")
             if not newest["is_replica"]:
                 return newest["at_ms"] is None or newest["at_ms"] <= self.as_of_ms
         with suppress(StoreFault):
-            ((is_at_end,),) = await fetch(self._reader, "replica_at_end")
+            ((is_at_end,),) = await fetch_in_cell(self._reader, "replica_at_end")
             return bool(is_at_end)
         return False

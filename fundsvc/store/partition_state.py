@@ -4,18 +4,18 @@ from collections import defaultdict
 from collections.abc import Mapping
 
 from fundsvc.core.batch import Offset
-from fundsvc.store.database import SQL, Pool, connect, faults
-from fundsvc.store.reader import fetch
+from fundsvc.store.database import SQL, CellPool, connect, faults
+from fundsvc.store.reader import fetch_in_cell
 
 
-async def note_halted(pool: Pool, partition: int, epoch: int, reason: str) -> None:
+async def note_halted(pool: CellPool, partition: int, epoch: int, reason: str) -> None:
     """Records why a partition is halted, or "" when it continues, if `epoch` is still the owner's; raises StoreFault."""
-    await fetch(pool, "halt", partition, epoch, reason)
+    await fetch_in_cell(pool, "halt", partition, epoch, reason)
 
 
-async def trim_bounds(pool: Pool, partition: int) -> tuple[Offset, list[str]]:
+async def trim_bounds(pool: CellPool, partition: int) -> tuple[Offset, list[str]]:
     """Returns the offset, and the ids of the messages after which books are read from the stream; raises StoreFault."""
-    ((*offset, kept),) = await fetch(pool, "trim_bounds", partition)
+    ((*offset, kept),) = await fetch_in_cell(pool, "trim_bounds", partition)
     return Offset(*offset), kept
 
 

@@ -1,13 +1,12 @@
 """Stores recorded policies: a version's number, and its body as JSON."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import asyncpg
 import msgspec
 
 from fundsvc.core.policy import DrawdownGuard, Policies, Policy, TakeoverPolicy
-from fundsvc.store.database import SQL, Pool, faults
 
 
 def policies_body(policies: Policies) -> str:
@@ -22,15 +21,16 @@ def policies_from(row: asyncpg.Record) -> Policies:
     return Policies(row["version"], _policy(body["default"]), contracts)
 
 
-async def policies_of(pool: Pool, symbols: Sequence[str], configured: Callable[[str], Policy]) -> dict[str, dict[int, Policy]]:
-    """Returns all recorded policies of contracts, by version.
+async def policies_of(
+    fetch: Callable[..., Awaitable[list[asyncpg.Record]]], symbols: Sequence[str], configured: Callable[[str], Policy]
+) -> dict[str, dict[int, Policy]]:
+    """Returns all recorded policies of contracts, by version. `fetch` runs a statement: name, parameters.
 
     Version 0 is the policy before the partition recorded any: the first recorded policy, or else the configured one.
     """
     found: dict[str, dict[int, Policy]] = {symbol: {} for symbol in symbols}
-    with faults():
-        for row in await pool.fetch(SQL["policies_of"], symbols):
-            found[row["symbol"]][row["version"]] = _policy(msgspec.json.decode(row["policy"]))
+    for row in await fetch("policies_of", symbols):
+        found[row["symbol"]][row["version"]] = _policy(msgspec.json.decode(row["policy"]))
     return {symbol: {0: versions.get(1) or configured(symbol), **versions} for symbol, versions in found.items()}
 
 

@@ -432,7 +432,7 @@ WITH live AS (
     WHERE engine = $1 OR abs(extract(epoch FROM clock_timestamp() - seen_at)) < $2
 )
 SELECT (greatest(0, partitions / engines + (rank <= partitions % engines)::int - leaves) + all_leave - leaves)::int
-FROM live, (SELECT count(*) AS partitions FROM partitions) p WHERE engine = $1;
+FROM live, (SELECT count(*) AS partitions FROM partitions WHERE moving_to IS NULL) p WHERE engine = $1;
 
 -- name: other_engines
 SELECT EXISTS (SELECT FROM engines WHERE engine <> $1 AND abs(extract(epoch FROM clock_timestamp() - seen_at)) < $2);
@@ -448,7 +448,7 @@ WITH free AS (
     WHERE (owner IS NULL OR lease_until < clock_timestamp() OR EXISTS (
         SELECT FROM unnest($5::integer[], $6::timestamptz[]) AS d (partition, lease_until)
         WHERE d.partition = p.partition AND d.lease_until = p.lease_until
-    )) AND partition <> ALL ($4::integer[])
+    )) AND partition <> ALL ($4::integer[]) AND moving_to IS NULL
     ORDER BY partition LIMIT $2 FOR UPDATE SKIP LOCKED
 )
 UPDATE partitions p
@@ -464,7 +464,9 @@ SELECT pg_terminate_backend(pid, 1000) FROM pg_stat_activity WHERE application_n
 UPDATE partitions SET owner = NULL, lease_until = NULL WHERE partition = $1 AND epoch = $2;
 
 -- name: partitions
-SELECT partition, epoch, owner, last_id, messages, events, partial_id, halted, duplicates, lease_until > clock_timestamp() AS live FROM partitions ORDER BY partition;
+SELECT partition, generation, epoch, owner, last_id, messages, events, partial_id, halted, duplicates,
+       lease_until > clock_timestamp() AS live
+FROM partitions ORDER BY partition;
 
 -- name: engines
 SELECT engine, since, extract(epoch FROM clock_timestamp() - seen_at)::float8 AS silent FROM engines ORDER BY since, engine;
@@ -523,13 +525,24 @@ SELECT EXISTS (SELECT FROM pg_stat_wal_receiver)
        THEN NOT pg_is_wal_replay_paused() AND pg_last_wal_replay_lsn() >= pg_last_wal_receive_lsn() END IS TRUE;
 
 -- name: tail_offsets
--- The last settled message of each partition, the clock, and the time up to which the database has every commit: at a primary now;
+-- The last settled message of each partition that a cell has, or one row without any, the clock, and the time up to which the database has every commit: at a primary now;
 -- at a replica the newest heartbeat, or the last replayed commit if no engine writes heartbeats.
-SELECT p.partition, p.last_id, p.events, p.epoch, p.commits, (extract(epoch FROM now()) * 1000)::bigint AS now_ms,
+SELECT p.partition, p.generation, p.last_id, p.events, p.epoch, p.commits, (extract(epoch FROM now()) * 1000)::bigint AS now_ms,
        (extract(epoch FROM CASE WHEN pg_is_in_recovery()
             THEN coalesce((SELECT max(h.at) FROM heartbeats h), pg_last_xact_replay_timestamp()) ELSE now() END
        ) * 1000)::bigint AS as_of_ms
-FROM partitions p;
+FROM (VALUES (1)) always LEFT JOIN partitions p ON true;
+
+-- name: cell_partitions
+-- The partitions that a cell has, for operators.
+SELECT p.partition, p.generation, p.moving_to, p.lease_until > clock_timestamp() IS TRUE AS live,
+       count(f.symbol) AS contracts, coalesce(sum(f.entry), 0)::bigint AS entries
+FROM partitions p LEFT JOIN contracts c USING (partition) LEFT JOIN funds f USING (symbol)
+GROUP BY p.partition ORDER BY p.partition;
+
+-- name: held_partitions
+-- The partitions that a cell has, with their generations.
+SELECT partition, generation FROM partitions;
 
 -- name: rates
 -- The newest rate of each currency over all partitions; one from the future only if there is no other.
@@ -932,11 +945,12 @@ WHERE symbol = $1 AND adl = ANY ($2) AND kind = 'execution' AND account = ANY ($
 
 -- name: reductions_after
 -- Up to $5 reductions of an account's positions after a place, in the order of their first executions. ORDER BY and LIMIT keep the
--- planner from reading all executions and orders.
-SELECT r.account, o.updated_at, r.symbol, r.adl, o.cause, r.round, o.reduce AS side, o.price, o.ts, e.executed, r.body, r.recorded_at,
-       r.record
+-- planner from reading all executions and orders. Records that an unfinished move copied have no orders, and do not count.
+SELECT r.account, r.updated_at, r.symbol, r.adl, r.cause, r.round, r.side, r.price, r.ts, e.executed, r.body, r.recorded_at, r.record
 FROM (
-    SELECT * FROM adl_records x
+    SELECT x.account, x.symbol, x.adl, x.round, x.body, x.recorded_at, x.record, o.updated_at, o.cause, o.reduce AS side, o.price, o.ts
+    FROM adl_records x
+    CROSS JOIN LATERAL (SELECT * FROM adl_orders y WHERE y.symbol = x.symbol AND y.adl = x.adl LIMIT 1) o
     WHERE x.kind = 'execution' AND x.account = $1 AND (x.recorded_at, x.symbol, x.record) > ($2, $3, $4) AND x.record = (
         SELECT y.record FROM adl_records y
         WHERE y.kind = 'execution' AND y.account = x.account AND y.symbol = x.symbol AND y.adl = x.adl AND y.round = x.round
@@ -944,7 +958,6 @@ FROM (
     )
     ORDER BY x.recorded_at, x.symbol, x.record LIMIT $5
 ) r
-CROSS JOIN LATERAL (SELECT * FROM adl_orders x WHERE x.symbol = r.symbol AND x.adl = r.adl LIMIT 1) o
 CROSS JOIN LATERAL (
     SELECT sum(x.lots)::bigint AS executed FROM adl_records x
     WHERE x.kind = 'execution' AND x.account = r.account AND x.symbol = r.symbol AND x.adl = r.adl AND x.round = r.round
@@ -953,10 +966,11 @@ ORDER BY r.recorded_at, r.symbol, r.record;
 
 -- name: reductions_before
 -- Up to $5 reductions of an account's positions before a place, the newest first.
-SELECT r.account, o.updated_at, r.symbol, r.adl, o.cause, r.round, o.reduce AS side, o.price, o.ts, e.executed, r.body, r.recorded_at,
-       r.record
+SELECT r.account, r.updated_at, r.symbol, r.adl, r.cause, r.round, r.side, r.price, r.ts, e.executed, r.body, r.recorded_at, r.record
 FROM (
-    SELECT * FROM adl_records x
+    SELECT x.account, x.symbol, x.adl, x.round, x.body, x.recorded_at, x.record, o.updated_at, o.cause, o.reduce AS side, o.price, o.ts
+    FROM adl_records x
+    CROSS JOIN LATERAL (SELECT * FROM adl_orders y WHERE y.symbol = x.symbol AND y.adl = x.adl LIMIT 1) o
     WHERE x.kind = 'execution' AND x.account = $1 AND (x.recorded_at, x.symbol, x.record) < ($2, $3, $4) AND x.record = (
         SELECT y.record FROM adl_records y
         WHERE y.kind = 'execution' AND y.account = x.account AND y.symbol = x.symbol AND y.adl = x.adl AND y.round = x.round
@@ -964,7 +978,6 @@ FROM (
     )
     ORDER BY x.recorded_at DESC, x.symbol DESC, x.record DESC LIMIT $5
 ) r
-CROSS JOIN LATERAL (SELECT * FROM adl_orders x WHERE x.symbol = r.symbol AND x.adl = r.adl LIMIT 1) o
 CROSS JOIN LATERAL (
     SELECT sum(x.lots)::bigint AS executed FROM adl_records x
     WHERE x.kind = 'execution' AND x.account = r.account AND x.symbol = r.symbol AND x.adl = r.adl AND x.round = r.round
@@ -991,6 +1004,22 @@ CROSS JOIN LATERAL (
     WHERE x.kind = 'execution' AND x.account = r.account AND x.symbol = r.symbol AND x.adl = r.adl AND x.round = r.round
 ) e
 ORDER BY CASE WHEN $4::boolean THEN d.number ELSE -d.number END;
+
+-- name: reduction_places
+-- The reductions of an account in a cell, by their first executions.
+SELECT symbol, adl, round, min(record) AS record, min(recorded_at) AS at
+FROM adl_records WHERE kind = 'execution' AND account = $1 GROUP BY symbol, adl, round;
+
+-- name: reductions_at
+-- Reductions by the records of their first executions.
+SELECT k.symbol, k.record, r.account, o.updated_at, r.adl, o.cause, r.round, o.reduce AS side, o.price, o.ts, s.executed, r.body
+FROM unnest($1::text[], $2::bigint[]) AS k (symbol, record)
+JOIN adl_records r USING (symbol, record)
+CROSS JOIN LATERAL (SELECT * FROM adl_orders x WHERE x.symbol = r.symbol AND x.adl = r.adl LIMIT 1) o
+CROSS JOIN LATERAL (
+    SELECT sum(x.lots)::bigint AS executed FROM adl_records x
+    WHERE x.symbol = r.symbol AND x.adl = r.adl AND x.round = r.round AND x.kind = 'execution' AND x.account = r.account
+) s;
 
 -- name: carried_lots
 -- The lots that each fund holds, with those in its open takeover orders.
@@ -1148,6 +1177,9 @@ DELETE FROM rollups WHERE symbol = $1 AND first_entry > $2;
 -- name: rollups_mark_unsound
 UPDATE rollup_progress SET sound = 0;
 
+-- name: cell
+SELECT name, partitions FROM cell;
+
 -- name: schema_version
 SELECT version_num FROM alembic_version;
 
@@ -1164,7 +1196,7 @@ FROM funds f ORDER BY f.symbol;
 
 -- name: chain_links
 -- Whether some contracts are listed, and the hashes of an entry and of an ADL record of each.
-SELECT c.symbol IS NOT NULL AS listed, encode(e.hash, 'hex') AS head, encode(r.hash, 'hex') AS adl_head
+SELECT k.symbol, c.symbol IS NOT NULL AS listed, encode(e.hash, 'hex') AS head, encode(r.hash, 'hex') AS adl_head
 FROM unnest($1::text[], $2::bigint[], $3::bigint[]) WITH ORDINALITY AS k (symbol, entry, record, place)
 LEFT JOIN contracts c ON c.symbol = k.symbol
 LEFT JOIN entries e ON e.symbol = k.symbol AND e.entry = k.entry
@@ -1239,7 +1271,7 @@ WHERE o.adl = k.adl;
 
 -- name: audit_funds
 SELECT c.symbol, c.settle_currency, c.settle_decimals, c.price_decimals, c.multiplier, c.is_inverse, c.specification, c.partition,
-       (SELECT count(*) FROM partitions) AS partitions,
+       (SELECT partitions FROM cell) AS partitions,
        (SELECT min(recorded_at) FROM policies WHERE partition = c.partition) AS policies_since,
        f.balance, f.outstanding, f.entry, f.seq, f.adl, f.head, f.guard, f.adl_record, f.adl_head,
        coalesce((

@@ -20,7 +20,9 @@ from fundsvc.core.sequences import Facts
 from fundsvc.core.times import AHEAD_SECONDS_MAX
 from fundsvc.store.archive.files import NO_FILES, ArchiveFiles, Row, Wanted
 from fundsvc.store.archive.ranges import Archives
-from fundsvc.store.database import SQL, Pool, acquired, faults
+from fundsvc.store.cell_routes import routed
+from fundsvc.store.cells import Cells
+from fundsvc.store.database import SQL, CellPool, Pool, acquired, faults
 from fundsvc.store.policies import policies_from, policies_of
 from fundsvc.store.schema import is_outdated, newest_revision
 from fundsvc.store.sequences import facts_of
@@ -257,7 +259,7 @@ class Reader:
 
     async def policies_of(self, symbol: str, configured: Callable[[str], Policy]) -> dict[int, Policy]:
         """Returns all recorded policies of a contract, by version; see `policies.policies_of`."""
-        return (await policies_of(self._pool, [symbol], configured))[symbol]
+        return (await policies_of(self._fetch, [symbol], configured))[symbol]
 
     async def audits(self, symbol: str) -> list[AuditRow]:
         """Returns the walks of the background audit through the ledger of a contract; none before the first part of one."""
@@ -332,13 +334,20 @@ async def ledger_key(pool: Pool, name: str) -> str:
 
 
 async def fetch(pool: Pool, block: str, *parameters: Any) -> list[asyncpg.Record]:
-    """Returns the rows of a statement; raises StoreFault if the database is unreachable."""
+    """Returns the rows of a statement; raises StoreFault if the database is unreachable, CellAway if it is one of several."""
+    if isinstance(pool, Cells):
+        return await routed(pool, block, parameters, fetch_in_cell)
+    return await fetch_in_cell(pool, block, *parameters)
+
+
+async def fetch_in_cell(pool: CellPool, block: str, *parameters: Any) -> list[asyncpg.Record]:
+    """Returns the rows of a statement from one database; raises StoreFault if it is unreachable."""
     async with reading(pool) as connection:
         return await connection.fetch(SQL[block], *parameters)
 
 
 @asynccontextmanager
-async def reading(pool: Pool) -> AsyncIterator[PoolConnectionProxy]:
+async def reading(pool: CellPool) -> AsyncIterator[PoolConnectionProxy]:
     """Acquires a connection of a pool for at most READ_SECONDS_MAX; raises StoreFault.
 
     After a longer read the pool replaces its connections. They may be half-open too, and each would cost another long read.

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Literal, NamedTuple
 
-from fundsvc.store.database import SQL, Pool, faults
+from fundsvc.store.database import Pool
+from fundsvc.store.reader import fetch
 from fundsvc.wire.codec import Codec
 
 
@@ -43,15 +44,13 @@ async def list_rejected(
     Raises ValueError if the key is not partition/stream id/position.
     """
     partition, stream_id, position = _parts(key) if key else (None, None, None)
-    with faults():
-        rows = await pool.fetch(SQL["rejected_list"], reason, settled_too or bool(key), partition, stream_id, position, limit)
+    rows = await fetch(pool, "rejected_list", reason, settled_too or bool(key), partition, stream_id, position, limit)
     return [KeptEvent(*row) for row in rows]
 
 
 async def mark_sent(pool: Pool, event: KeptEvent) -> None:
     """Records that an event was sent again."""
-    with faults():
-        await pool.execute(SQL["rejected_sent"], event.partition, event.stream_id, event.position)
+    await fetch(pool, "rejected_sent", event.partition, event.stream_id, event.position)
 
 
 def _parts(key: str) -> tuple[int, str, int]:

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import asyncpg
 
-from fundsvc.store.database import SQL, Pool, acquired, faults, snapshot
+from fundsvc.store.database import SQL, Pool, acquired, faults, pool_of_symbol, snapshot
 from fundsvc.store.reader import fetch
 from fundsvc.store.rollups import ENTRIES_PER_STATEMENT_MAX, HOURS_PER_STATEMENT_MAX, archive_end
 
@@ -65,7 +65,7 @@ async def rollup_differences(pool: Pool, symbol: str, paced: Paced = at_once) ->
 
 async def _read(pool: Pool, symbol: str) -> StoredHours:
     with faults():
-        async with acquired(pool) as connection, snapshot(connection):
+        async with acquired(pool_of_symbol(pool, symbol)) as connection, snapshot(connection):
             archived = await archive_end(connection, symbol)
             hours = await connection.fetch(SQL["rollups_of"], symbol, archived[0])
             progress = await connection.fetchrow(SQL["rollup_progress"], symbol)

@@ -9,25 +9,31 @@ from importlib.resources import files
 
 from asyncpg import UndefinedTableError
 
+from fundsvc.config.cells import MAIN
 from fundsvc.store.database import SQL, connect, faults
 
 _REVISIONS = files("fundsvc.store") / "migrations" / "versions"
 
 
-async def check_schema(dsn: str, partitions: int) -> None:
-    """Raises ValueError with the remedy if the database lacks the schema or the partitions of this version."""
+async def check_schema(dsn: str, partitions: int, cell: str = MAIN) -> None:
+    """Raises ValueError with the remedy if the database lacks the schema or the partitions of this version, or is another cell.
+
+    `partitions` is the number of partitions of the whole ledger.
+    """
     async with connect(dsn, "fundsvc schema check") as connection:
         with faults():
             check_encoding(await connection.fetchval("SHOW server_encoding"))
             try:
-                found = await connection.fetchval(SQL["schema_version"])
+                revision = await connection.fetchval(SQL["schema_version"])
             except UndefinedTableError:
-                found = None
-            if is_outdated(found):
+                revision = None
+            if is_outdated(revision):
                 raise ValueError(
-                    f"the database has schema {found}, this version needs {newest_revision()}: run fundsvc migrate"
+                    f"the database has schema {revision}, this version needs {newest_revision()}: run fundsvc migrate"
                 )
-            check_partitions(len(await connection.fetch(SQL["partitions"])), partitions)
+            found = await connection.fetchrow(SQL["cell"])
+            name, count = found or (cell, 0)
+            check_cell(name, count, cell, partitions)
 
 
 @cache
@@ -54,9 +60,12 @@ def check_encoding(found: str) -> None:
         )
 
 
-def check_partitions(found: int, wanted: int) -> None:
-    """Raises ValueError for a ledger that has another number of partitions than the configuration."""
-    if found != wanted:
+def check_cell(found_cell: str, found_partitions: int, cell: str, partitions: int) -> None:
+    """Raises ValueError for a database that is another cell, or of a ledger with another number of partitions."""
+    if found_cell != cell:
+        raise ValueError(f"the database of cell {cell} is the cell {found_cell} of a ledger: correct its dsn or its name")
+    if found_partitions != partitions:
         raise ValueError(
-            f"the ledger has {found} partitions, the configuration has stream.partitions = {wanted}: set it to {found}"
+            f"the ledger has {found_partitions} partitions, the configuration has stream.partitions = {partitions}:"
+            f" set it to {found_partitions}"
         )

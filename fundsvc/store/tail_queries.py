@@ -58,12 +58,13 @@ class PartitionProgress(NamedTuple):
 
 
 class Offsets(NamedTuple):
-    """The progress of each partition.
+    """The progress and the generation of each partition.
 
     `now_ms` is the database's clock. The database has every commit up to `as_of_ms`.
     """
 
     settled: dict[int, PartitionProgress]
+    generations: dict[int, int]
     now_ms: int
     as_of_ms: int | None
 
@@ -78,10 +79,12 @@ class VersionedFund(NamedTuple):
 
 
 async def offsets(connection: Connection) -> Offsets:
-    """Returns the progress of each partition, and how fresh it is."""
+    """Returns the progress of each partition of a database, and how fresh it is."""
     rows = await connection.fetch(SQL["tail_offsets"])
-    offsets = {row["partition"]: PartitionProgress(row["last_id"], row["events"], row["epoch"], row["commits"]) for row in rows}
-    return Offsets(offsets, rows[0]["now_ms"], rows[0]["as_of_ms"])
+    held = [row for row in rows if row["partition"] is not None]
+    offsets = {row["partition"]: PartitionProgress(row["last_id"], row["events"], row["epoch"], row["commits"]) for row in held}
+    generations = {row["partition"]: row["generation"] for row in held}
+    return Offsets(offsets, generations, rows[0]["now_ms"], rows[0]["as_of_ms"])
 
 
 async def fund_versions(connection: Connection, commits: Mapping[int, range]) -> dict[str, FundVersion]:

@@ -10,7 +10,7 @@ import msgspec
 
 from fundsvc.core.fund.fullness import Target, TargetPolicy
 from fundsvc.core.fund.target_sizing import Deficits, Explanation, Size, quantile_rank
-from fundsvc.store.database import SQL, Pool, acquired, faults
+from fundsvc.store.database import SQL, Pool, acquired, faults, pool_of_symbol
 from fundsvc.store.reader import HOUR_MS, fetch
 
 
@@ -50,11 +50,11 @@ class Targets:
         return {row["symbol"]: _leverage(row["leverage_max"]) for row in rows}
 
     async def keep(self, sizes: Mapping[str, tuple[Target, Size]]) -> None:
-        """Stores the targets of some contracts in place of the previous ones."""
+        """Stores the targets of some contracts of a partition in place of the previous ones."""
         targets = [target for target, _ in sizes.values()]
         explanations = [_encoded(size.explanation) for _, size in sizes.values()]
         with faults():
-            async with acquired(self._pool) as connection:
+            async with acquired(pool_of_symbol(self._pool, next(iter(sizes)))) as connection:
                 await connection.execute(
                     SQL["keep_targets"],
                     list(sizes),

@@ -23,7 +23,7 @@ from fundsvc.engine.audit_loop import Auditor
 from fundsvc.local.servers import EmbeddedServers
 from fundsvc.metrics import Metrics
 from fundsvc.store.audits import audit_progress
-from fundsvc.store.database import SQL, Pool, open_pool
+from fundsvc.store.database import SQL, CellPool, open_pool
 
 PER_SECOND_MIN = 100_000.0
 """Entries per second of a core."""
@@ -70,7 +70,7 @@ async def measure(servers: EmbeddedServers, load: Load, log: Path, show_progress
     )
 
 
-async def _audit(pool: Pool, contracts: int) -> None:
+async def _audit(pool: CellPool, contracts: int) -> None:
     """Runs the audit until the full walk has reached the end of all ledgers."""
     auditing = asyncio.create_task(Auditor(pool, AuditConfig(share=1.0), Metrics(), lambda _: True).run())
     while (
@@ -85,7 +85,7 @@ async def _audit(pool: Pool, contracts: int) -> None:
         await auditing
 
 
-async def _read_and_hash(pool: Pool) -> float:
+async def _read_and_hash(pool: CellPool) -> float:
     """Reads and hashes all rows; returns the CPU seconds of this process."""
     started = time.process_time()
     symbols = [row["symbol"] for row in await pool.fetch(SQL["heads"])]

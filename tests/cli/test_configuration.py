@@ -15,7 +15,7 @@ from msgspec import inspect
 
 from fundsvc import __version__ as fundsvc_version
 from fundsvc.cli.configuration import effective, lines
-from fundsvc.config.settings import Config, ConfigError, load_config, read_config
+from fundsvc.config.settings import CellConfig, Config, ConfigError, DatabaseConfig, load_config, read_config
 from fundsvc.config.validation import Key, allowed, find, keys, presentable, span, struct_of
 from fundsvc.core.policy import DrawdownGuard
 from fundsvc.mutual.core.terms import Terms
@@ -52,6 +52,8 @@ def defaults():
     values["policy"]["default"]["escalate_min"] = 1.0
     values["policy"]["default"]["drawdown_guard"] = msgspec.to_builtins(DrawdownGuard())
     values["policy"]["default"]["takeover"]["value_max"] = 600_000
+    further = {"dsn": "postgresql://...", "owner_dsn": "", "reader_dsn": "", "archive_dsn": "", "partitions": ["8-15"]}
+    values["database"]["cells"]["b"] = further
     values["mutual"]["pools"]["USDT"] = numbers_of(msgspec.to_builtins(Terms(symbols=("XBTUSDTM",))))
     for section in values.values():
         if section.get("contracts") == {}:
@@ -101,11 +103,13 @@ def value_at(values, path):
     return values
 
 
-def another(key):
+def another(key):  # noqa: PLR0911 - one for each kind of key
     """Returns a legal value that is not the default, as text of the environment and as a value."""
     default = value_at(defaults(), key.path)
     if get_origin(key.kind) is dict:
         return '{"XBT":3}', {"XBT": 3}
+    if key.path == ("engine", "cells"):
+        return "main", ["main"]
     if get_origin(key.kind) is tuple:
         return ("gate,okx", ["gate", "okx"]) if choices(key.kind) else ("https://a.example,*", ["https://a.example", "*"])
     if choices(key.kind):
@@ -438,3 +442,52 @@ async def test_config_check_warns_of_terms_that_can_be_farmed(tmp_path):
     assert "OTHER" not in done.error
     done = await check("--json", FUNDSVC_CONFIG=str(path))
     assert list(done.result["warnings"]) == ["USDT"]
+
+
+CELL = '[database]\ndsn = "postgresql://main"\n[stream]\npartitions = 4\n[database.cells.b]\ndsn = "postgresql://b"\n'
+
+
+def test_cells_hold_their_ranges_and_the_first_cell_holds_the_rest(tmp_path):
+    (tmp_path / "config").write_text(CELL + 'partitions = ["1-2"]\n')
+    config = load_config(tmp_path / "config", {})
+    assert config.cells == ("main", "b")
+    assert config.placement == ("main", "b", "b", "main")
+    assert config.in_cell("b").database.dsn == "postgresql://b"
+    assert config.in_cell("b").stream.partitions == 4
+    assert config.in_cell("main").cells == ("main",)
+
+
+@pytest.mark.parametrize(
+    ("lines", "problem"),
+    [
+        ('partitions = ["1-4"]', "partitions has '1-4': with stream.partitions = 4, the partitions are 0 to 3"),
+        ('partitions = ["2-1"]', "partitions has '2-1'"),
+        ('partitions = ["x"]', '"PARTITION" or "FIRST-LAST"'),
+        (
+            'partitions = ["1"]\n[database.cells.c]\ndsn = "postgresql://c"\npartitions = ["0-1"]',
+            "cells.c: cell b has partition 1 too",
+        ),
+        ('[database.cells.main]\ndsn = "postgresql://c"', 'and not "main"'),
+        ('[engine]\ncells = ["c"]', 'engine.cells: "c" is not a cell: there are main, b'),
+        ('[database.cells.c]\nowner_dsn = "postgresql://u:secret@c"', "database.cells.c: dsn must be set"),
+        ('partitions = ["0-3"]\n[mutual.pools.USDT]\nsymbols = ["A"]', "leave partition"),
+    ],
+)
+def test_wrong_cells_are_named_without_passwords(tmp_path, lines, problem):
+    (tmp_path / "config").write_text(CELL + lines)
+    with pytest.raises(ConfigError, match=re.escape(problem)) as raised:
+        load_config(tmp_path / "config", {})
+    assert "secret" not in str(raised.value)
+
+
+def test_cells_need_an_external_first_cell(tmp_path):
+    (tmp_path / "config").write_text('[database.cells.b]\ndsn = "postgresql://b"')
+    with pytest.raises(ConfigError, match="cells require dsn"):
+        load_config(tmp_path / "config", {})
+
+
+def test_effective_configuration_hides_passwords_of_cells():
+    cells = {"b": CellConfig("postgresql://ann:hunter2@b", "postgresql://bob:hunter2@b")}
+    shown = effective(Config(database=DatabaseConfig("postgresql://ann:hunter2@a", cells=cells)))
+    assert "hunter2" not in str(shown)
+    assert shown["database"]["cells"]["b"]["dsn"] == "postgresql://ann:***@b"

@@ -194,8 +194,8 @@ def test_every_command_that_changes_something_takes_a_reason():
     load()
     group = typer.main.get_command(cli)
     commands = dict(group.commands)
-    for name in ("contracts", "rejected", "stream"):
+    for name in ("contracts", "rejected", "stream", "cells"):
         commands |= {f"{name} {inner}": command for inner, command in commands.pop(name).commands.items()}
     reasoned = {name for name, command in commands.items() if any("--why" in option.opts for option in command.params)}
     changing = {"contracts load", "contracts resume", "replay", "rebuild-rollups", "rejected replay", "stream acknowledge-gap"}
-    assert reasoned == changing | {"migrate", "token", "revoke"}
+    assert reasoned == changing | {"cells move", "cells undo", "migrate", "token", "revoke"}

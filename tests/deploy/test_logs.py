@@ -152,7 +152,9 @@ def check_documented(lines):
         assert line["level"] == level
         assert set(line) <= COMMON | OF_A_PARTITION | keys, line
         assert {"event", "level", "timestamp"} <= set(line)
-        assert keys - set(line) <= ({"suppressed", "walk", "symbol", *OF_A_PARTITION} if "part" in line else set()), line
+        assert keys - set(line) <= ({"suppressed", "walk", "symbol", "cell", *OF_A_PARTITION} if "part" in line else set()), (
+            line
+        )
 
 
 ORDER_EVENTS = [f"adl order {course}" for course in ("opened", "advanced", "done", "uncovered")]

@@ -380,7 +380,7 @@ class TestLettingGo:
         metrics.audited("AAA", "full", good=True, verified_at=1.0)
         metrics.committed(batch_of(*(fill("AAA", seq, 0) for seq in range(1, 4))), Durations(0.0, 0.0, 0.0))
         metrics.lag_messages.labels(0).set(4)
-        metrics.release(0, 1)
+        metrics.release(0, 1, 1)
         text = metrics.render().decode()
         assert 'symbol="AAA"' not in text
         assert "fundsvc_stream_lag_messages{" not in text

@@ -23,6 +23,7 @@ from fundsvc.core.sequences import Applied
 from fundsvc.mutual.store.writer import SQL as POOL_SQL
 from fundsvc.store.adl import AdlReader
 from fundsvc.store.archive.ranges import ARCHIVE_SQL
+from fundsvc.store.cell_moves import MOVE_SQL
 from fundsvc.store.database import (
     SQL,
     StoreFault,
@@ -464,8 +465,8 @@ async def test_service_cannot_grant_rights(service_connection):
 
 @pytest.mark.parametrize(
     ("name", "statements", "of_mutual"),
-    [("SQL", SQL, False), ("ARCHIVE_SQL", ARCHIVE_SQL, False), ("SQL", POOL_SQL, True)],
-    ids=["reserve", "archive", "mutual"],
+    [("SQL", SQL, False), ("ARCHIVE_SQL", ARCHIVE_SQL, False), ("MOVE_SQL", MOVE_SQL, False), ("SQL", POOL_SQL, True)],
+    ids=["reserve", "archive", "moves", "mutual"],
 )
 def test_every_statement_exists_and_is_used(name, statements, of_mutual):
     root = Path(fundsvc.__file__).parent

@@ -19,7 +19,9 @@ from fundsvc.__main__ import main
 from fundsvc.cli.commands import COMMANDS
 
 _LOADED = multiprocessing.get_context("forkserver")
-_LOADED.set_forkserver_preload(["fundsvc.__main__", *{f"fundsvc.cli.{one.module}" for one in COMMANDS.values()}])
+_LOADED.set_forkserver_preload(
+    ["fundsvc.__main__", "fundsvc.store.migrations", *{f"fundsvc.cli.{one.module}" for one in COMMANDS.values()}]
+)
 
 
 class Done(NamedTuple):

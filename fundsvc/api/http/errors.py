@@ -10,7 +10,7 @@ from aiohttp import hdrs, web
 from fundsvc.logs.faults import ThrottledFaults
 from fundsvc.readmodel.adl_books import NotFollowed
 from fundsvc.store.archive.files import ArchiveUnreachable
-from fundsvc.store.database import StoreFault
+from fundsvc.store.database import CellAway, StoreFault
 from fundsvc.store.freshness import Behind
 
 RETRY_SECONDS = "1"
@@ -171,7 +171,7 @@ class Errors:
                 return error
             case NotFollowed() | Behind():
                 return Unavailable(str(error))
-            case ArchiveUnreachable():
+            case ArchiveUnreachable() | CellAway():
                 self._away.note(error)
                 return Unavailable(error.public_text)
             case StoreFault():

@@ -1,7 +1,7 @@
 """Middleware of all requests: request id, access control, errors, headers, metrics and a log line."""
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import structlog
 from aiohttp import web
@@ -21,6 +21,9 @@ REASON = "X-Reason"
 
 REASON_LENGTH_MAX = 200
 
+CELLS_AWAY = "Fundsvc-Cells-Away"
+"""The header that names the cells that are away: lists and sums lack their funds."""
+
 FAILED = 400
 """The lowest status of an answer without the requested content."""
 
@@ -28,9 +31,15 @@ log = structlog.get_logger()
 
 
 class Middleware:
-    """Handles the requests of an application. Without access control it admits all requests."""
+    """Handles the requests of an application. Without access control it admits all requests.
 
-    def __init__(self, metrics: Metrics, access_control: AccessControl | None = None) -> None:
+    `away` returns the cells of the ledger that are away.
+    """
+
+    def __init__(
+        self, metrics: Metrics, access_control: AccessControl | None = None, away: Callable[[], Sequence[str]] = tuple
+    ) -> None:
+        self._cells_away = away
         self._metrics = metrics
         self._access_control = access_control
         self._errors = Errors()
@@ -91,6 +100,8 @@ class Middleware:
 
     def _add_headers(self, request: web.Request, response: web.StreamResponse, context: RequestContext) -> None:
         response.headers[REQUEST_ID] = context.request_id
+        if away := self._cells_away():
+            response.headers[CELLS_AWAY] = ",".join(away)
         if self._access_control:
             self._access_control.add_headers(request, response, context)
 

@@ -12,7 +12,8 @@ from fundsvc.api.websocket.frames import Frames, push
 from fundsvc.api.websocket.subscriber import Subscriber
 from fundsvc.api.websocket.topics import After, CommandError, Pushes, listed_key, retry_faults
 from fundsvc.metrics import Metrics
-from fundsvc.readmodel.ledger_tail import Change, Tail
+from fundsvc.readmodel.cell_tails import AnyTail
+from fundsvc.readmodel.ledger_tail import Change
 
 ALL = "all"
 """The part that selects all open contracts, including those listed later, and the change that closes one."""
@@ -26,7 +27,7 @@ class Balances:
     roles: Roles = PUBLIC
     pushes: ClassVar[Pushes] = {"balance.change": FundAnswer}
 
-    def __init__(self, tail: Tail, funds: FundCache, metrics: Metrics) -> None:
+    def __init__(self, tail: AnyTail, funds: FundCache, metrics: Metrics) -> None:
         self._tail = tail
         self._funds = funds
         self._metrics = metrics

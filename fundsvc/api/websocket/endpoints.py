@@ -35,7 +35,7 @@ from fundsvc.config.settings import Config
 from fundsvc.core.policy import Policy
 from fundsvc.metrics import Metrics
 from fundsvc.readmodel.adl_books import AdlBooks
-from fundsvc.readmodel.ledger_tail import Tail
+from fundsvc.readmodel.cell_tails import AnyTail
 from fundsvc.store.adl import AdlReader
 from fundsvc.store.reader import Reader
 
@@ -227,7 +227,7 @@ def _numbers(given: str) -> Numbers:
 
 
 @contextmanager
-def _subscribed(tail: Tail, topics: Iterable[LedgerTopic]) -> Iterator[None]:
+def _subscribed(tail: AnyTail, topics: Iterable[LedgerTopic]) -> Iterator[None]:
     """Subscribes the topics to the changes of the ledger while the context is open."""
     listeners = [topic.publish for topic in topics]
     tail.listeners.extend(listeners)
@@ -241,7 +241,7 @@ def _subscribed(tail: Tail, topics: Iterable[LedgerTopic]) -> Iterator[None]:
 @asynccontextmanager
 async def websocket_endpoints(
     config: Config,
-    tail: Tail,
+    tail: AnyTail,
     funds: FundCache,
     reader: Reader,
     ledger: AdlReader,

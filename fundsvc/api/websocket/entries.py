@@ -15,7 +15,8 @@ from fundsvc.api.websocket.subscriber import Subscriber
 from fundsvc.api.websocket.topics import After, CommandError, Pushes, listed_key
 from fundsvc.core.generations import generation_of, named_generation
 from fundsvc.metrics import Metrics
-from fundsvc.readmodel.ledger_tail import RETRY_SECONDS, Change, Tail
+from fundsvc.readmodel.cell_tails import AnyTail
+from fundsvc.readmodel.ledger_tail import RETRY_SECONDS, Change
 from fundsvc.store.database import StoreFault
 from fundsvc.store.reader import EntryRow, Reader
 
@@ -34,7 +35,7 @@ class Entries:
     roles: Roles = PUBLIC
     pushes: ClassVar[Pushes] = {"entry": EntryAnswer}
 
-    def __init__(self, tail: Tail, reader: Reader, metrics: Metrics) -> None:
+    def __init__(self, tail: AnyTail, reader: Reader, metrics: Metrics) -> None:
         self._tail = tail
         self._reader = reader
         self._metrics = metrics

@@ -11,7 +11,8 @@ from fundsvc.api.websocket.frames import push
 from fundsvc.api.websocket.subscriber import Subscriber
 from fundsvc.api.websocket.topics import After, CommandError, Pushes, retry_faults
 from fundsvc.metrics import Metrics
-from fundsvc.readmodel.ledger_tail import RETRY_SECONDS, Change, Tail
+from fundsvc.readmodel.cell_tails import AnyTail
+from fundsvc.readmodel.ledger_tail import RETRY_SECONDS, Change
 from fundsvc.store.adl import AdlReader
 from fundsvc.store.tail_queries import OrderKey
 from fundsvc.wire.rounds import Announcement
@@ -32,7 +33,7 @@ class Instructions:
     roles: Roles = frozenset({"engine"})
     pushes: ClassVar[Pushes] = {"round": Announcement}
 
-    def __init__(self, tail: Tail, ledger: AdlReader, metrics: Metrics) -> None:
+    def __init__(self, tail: AnyTail, ledger: AdlReader, metrics: Metrics) -> None:
         self._tail = tail
         self._ledger = ledger
         self._metrics = metrics

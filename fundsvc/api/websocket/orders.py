@@ -12,7 +12,8 @@ from fundsvc.api.websocket.frames import Frames, concatenate, push
 from fundsvc.api.websocket.subscriber import Subscriber
 from fundsvc.api.websocket.topics import After, CommandError, Pushes, Turns, listed_key, retry_faults
 from fundsvc.metrics import Metrics
-from fundsvc.readmodel.ledger_tail import Change, Tail
+from fundsvc.readmodel.cell_tails import AnyTail
+from fundsvc.readmodel.ledger_tail import Change
 from fundsvc.store.adl import AdlReader, OrderRow
 from fundsvc.store.tail_queries import OrderKey
 
@@ -25,7 +26,7 @@ class Orders:
     roles: Roles = PUBLIC
     pushes: ClassVar[Pushes] = {"order.change": OrderAnswer}
 
-    def __init__(self, tail: Tail, ledger: AdlReader, metrics: Metrics) -> None:
+    def __init__(self, tail: AnyTail, ledger: AdlReader, metrics: Metrics) -> None:
         self._tail = tail
         self._ledger = ledger
         self._metrics = metrics

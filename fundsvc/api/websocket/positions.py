@@ -17,7 +17,8 @@ from fundsvc.core.events import TIMESTAMP_MAX
 from fundsvc.core.policy import Policy
 from fundsvc.metrics import Metrics
 from fundsvc.readmodel.adl_books import AdlBooks, NotFollowed
-from fundsvc.readmodel.ledger_tail import Change, Tail
+from fundsvc.readmodel.cell_tails import AnyTail
+from fundsvc.readmodel.ledger_tail import Change
 from fundsvc.store.adl import AdlReader, Reduction
 from fundsvc.store.tail_queries import OrderKey
 
@@ -38,7 +39,7 @@ class Positions:
 
     def __init__(
         self,
-        tail: Tail,
+        tail: AnyTail,
         ledger: AdlReader,
         books: AdlBooks,
         metrics: Metrics,

@@ -13,7 +13,8 @@ from fundsvc.api.http.parameters import Entry
 from fundsvc.api.websocket.frames import Id
 from fundsvc.api.websocket.subscriber import Subscriber
 from fundsvc.core.generations import GENERATION_MAX
-from fundsvc.readmodel.ledger_tail import RETRY_SECONDS, Change, Tail
+from fundsvc.readmodel.cell_tails import AnyTail
+from fundsvc.readmodel.ledger_tail import RETRY_SECONDS, Change
 from fundsvc.store.database import StoreFault
 
 T = TypeVar("T")
@@ -135,7 +136,7 @@ def parse_topic(topics: Mapping[str, Topic], name: str) -> TopicParts:
     return TopicParts(topic, list(dict.fromkeys(parts.split(","))))
 
 
-def listed_key(tail: Tail, name: str) -> str:
+def listed_key(tail: AnyTail, name: str) -> str:
     """Returns the ledger key of the contract with a public name; raises CommandError if it is not listed."""
     key = tail.key_of(name)
     if key is None:

@@ -23,7 +23,7 @@ from fundsvc.store.audits import Followed, beginning, read_part, saved_checkpoin
 from fundsvc.store.database import Pool
 from fundsvc.store.exports import line_from
 from fundsvc.store.policies import policies_of
-from fundsvc.store.reader import READ_SECONDS_MAX
+from fundsvc.store.reader import READ_SECONDS_MAX, fetch
 from fundsvc.store.rollup_audit import rollup_differences
 
 ENTRIES_MAX = 1_000_000
@@ -140,7 +140,7 @@ class Archiver:
         self, symbol: str, first: int, last: int, end: Verified
     ) -> AsyncIterator[tuple[Sequence[Any], Verified]]:
         """Yields the entries of a range in parts, each with the state after it, after they passed the rules of the audit."""
-        policies = (await policies_of(self._pool, [symbol], self._policy_of))[symbol]
+        policies = (await policies_of(partial(fetch, self._pool), [symbol], self._policy_of))[symbol]
         entry = first - 1
         while entry < last:
             part = await read_part(self._pool, symbol, end.followed, min(PART_ENTRIES, last - entry))

@@ -1,6 +1,7 @@
 """The audit: recomputes funds from entry 1, or from the end of their archives, and compares them with the stored state."""
 
 from collections.abc import Callable
+from functools import partial
 
 import msgspec
 
@@ -14,6 +15,7 @@ from fundsvc.store.archive.moves import hours_digest, list_stubs
 from fundsvc.store.audits import LedgerPart, archived_checkpoint, beginning, read_archived_part, read_part
 from fundsvc.store.database import Pool
 from fundsvc.store.policies import policies_of
+from fundsvc.store.reader import fetch
 from fundsvc.store.rollup_audit import rollup_differences
 
 DIFFERENCES_MAX = 20
@@ -57,7 +59,7 @@ class _Audit:
         if part.ledger is None:
             self.differences.append(missing(self._symbol))
             return
-        policies = await policies_of(self._pool, [self._symbol], lambda _: self._policy)
+        policies = await policies_of(partial(fetch, self._pool), [self._symbol], lambda _: self._policy)
         replay = part.replay(part.ledger, policies[self._symbol], self._secrets)
         for _ in part.followed(replay):
             if len(replay.differences) >= DIFFERENCES_MAX:

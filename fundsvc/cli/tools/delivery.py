@@ -13,8 +13,8 @@ from fundsvc.cli.tools.force_orders import Known
 from fundsvc.cli.tools.recordings import Recording
 from fundsvc.core.events import Event, Fill, Listing, Reason
 from fundsvc.core.sequences import Applied, Found, Key, identity_of
-from fundsvc.store.database import SQL, Pool
-from fundsvc.store.database import faults as store_faults
+from fundsvc.store.database import Pool
+from fundsvc.store.reader import fetch
 from fundsvc.store.sequences import facts_of
 from fundsvc.store.writer import contract_from
 from fundsvc.streams.client import StreamClient
@@ -149,7 +149,7 @@ class Delivery:
         return Delivered(
             events=self._events,
             settled=0 if refused else self._settled(recording.events, rejected),
-            gains=[Gain(*row[:3], *map(int, row[3:])) for row in gains],
+            gains=[Gain(*row[:3], *map(int, row[3:])) for row in (list(gain.values()) for gain in gains)],
             duplicates=recording.duplicates + (await self._state()).duplicates - before.duplicates,
             rejected=rejected + Counter(refusal.reason for refusal in recording.refused),
             refused=[*refused, *conflicts],
@@ -186,18 +186,13 @@ class Delivery:
         return found
 
     async def _fetch(self, block: str, *parameters: Any) -> list[Any]:
-        return await _fetch(self._pool, block, *parameters)
+        return await fetch(self._pool, block, *parameters)
 
 
 async def listed(pool: Pool) -> dict[str, Known]:
     """The contracts of the ledger, by symbol; raises StoreFault."""
-    rows = await _fetch(pool, "newest_fills")
+    rows = await fetch(pool, "newest_fills")
     return {row["symbol"]: Known(contract_from(row), row["seq"], row["ts"]) for row in rows}
-
-
-async def _fetch(pool: Pool, block: str, *parameters: Any) -> list[Any]:
-    with store_faults():
-        return await pool.fetch(SQL[block], *parameters)
 
 
 def _slices(events: Iterable[Event]) -> Iterator[list[Event]]:

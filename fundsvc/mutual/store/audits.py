@@ -18,7 +18,7 @@ from fundsvc.mutual.core.verification import Replay, Version
 from fundsvc.mutual.store.reader import EntryRow, PoolState, entry_from, fetch, pool_state_from
 from fundsvc.mutual.store.rows import Totals, account_from, cycle_from, policy_from, terms_from
 from fundsvc.mutual.store.writer import SQL
-from fundsvc.store.database import Pool, snapshot
+from fundsvc.store.database import CellPool, snapshot
 from fundsvc.store.reader import reading
 
 PART_ENTRIES = 1000
@@ -72,7 +72,7 @@ class PoolWalk:
     After its end, `step` follows new entries and compares all rows again.
     """
 
-    def __init__(self, pool: Pool, name: str, secrets: Secrets = NO_SECRETS) -> None:
+    def __init__(self, pool: CellPool, name: str, secrets: Secrets = NO_SECRETS) -> None:
         self.ended = False
         self._pool = pool
         self._name = name
@@ -226,12 +226,12 @@ class PoolWalk:
                 await asyncio.sleep(0)
 
 
-async def audited_pools(pool: Pool) -> list[tuple[str, int]]:
+async def audited_pools(pool: CellPool) -> list[tuple[str, int]]:
     """Returns the names of all pools and of entries without a pool, with the number of the last entry; raises StoreFault."""
     return [(name, entry) for name, entry in await fetch(pool, "audited_pools")]
 
 
-async def last_entry(pool: Pool, name: str) -> int | None:
+async def last_entry(pool: CellPool, name: str) -> int | None:
     """Returns the number of the last entry of a pool, None if it does not exist; raises StoreFault."""
     found = await fetch(pool, "last_entry", name)
     return int(found[0]["entry"]) if found else None

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Sequence
 from fundsvc.mutual.core.rows import CycleRow
 from fundsvc.mutual.store.reader import EntryRow, MutualReader, PoolState
 from fundsvc.mutual.store.rows import TermsRow
-from fundsvc.store.database import Pool
+from fundsvc.store.database import CellPool
 
 ROWS_PER_PAGE = 2000
 """Bounds memory for a ledger of any length, and keeps each read short."""
@@ -59,7 +59,7 @@ class PoolLedger:
             after = rows[-1].cycle
 
 
-async def open_pool_ledger(pool: Pool, name: str) -> PoolLedger:
+async def open_pool_ledger(pool: CellPool, name: str) -> PoolLedger:
     """Opens the ledger of a pool; raises UnknownPool or StoreFault."""
     reader = MutualReader(pool)
     state = await reader.pool(name)

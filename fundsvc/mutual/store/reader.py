@@ -25,7 +25,7 @@ from fundsvc.mutual.store.rows import (
     terms_from,
 )
 from fundsvc.mutual.store.writer import SQL
-from fundsvc.store.database import Pool, snapshot
+from fundsvc.store.database import CellPool, snapshot
 from fundsvc.store.reader import reading
 from fundsvc.wire.codec import Codec
 
@@ -143,7 +143,7 @@ class KeptEvent(NamedTuple):
 class MutualReader:
     """Reads the mutual. Every method raises StoreFault if the database is unreachable."""
 
-    def __init__(self, pool: Pool) -> None:
+    def __init__(self, pool: CellPool) -> None:
         self._pool = pool
 
     async def pools(self) -> list[PoolState]:
@@ -252,7 +252,7 @@ class MutualReader:
         return await fetch(self._pool, block, *parameters)
 
 
-async def fetch(pool: Pool, block: str, *parameters: Any) -> list[asyncpg.Record]:
+async def fetch(pool: CellPool, block: str, *parameters: Any) -> list[asyncpg.Record]:
     """Returns the rows of a statement of the mutual; raises StoreFault if the database is unreachable."""
     async with reading(pool) as connection:
         return await connection.fetch(SQL[block], *parameters)

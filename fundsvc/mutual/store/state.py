@@ -2,17 +2,17 @@
 
 from fundsvc.core.batch import Offset
 from fundsvc.mutual.store.reader import fetch
-from fundsvc.store.database import Pool
+from fundsvc.store.database import CellPool
 from fundsvc.store.gaps import KnownGap
 from fundsvc.store.writer import STREAM_START
 
 
-async def note_halted(pool: Pool, name: str, epoch: int, reason: str) -> None:
+async def note_halted(pool: CellPool, name: str, epoch: int, reason: str) -> None:
     """Records why a pool is halted, or "" when it continues, if `epoch` is still the owner's; raises StoreFault."""
     await fetch(pool, "halt", name, epoch, reason)
 
 
-async def stored_offset(pool: Pool, name: str) -> Offset:
+async def stored_offset(pool: CellPool, name: str) -> Offset:
     """Returns the offset of a pool in its stream, the beginning for a pool that is not stored yet; raises StoreFault."""
     for row in await fetch(pool, "offset", name):
         return Offset(*row)
@@ -22,7 +22,7 @@ async def stored_offset(pool: Pool, name: str) -> Offset:
 class PoolGaps:
     """The gaps of a pool's stream, as `fundsvc.store.gaps.Gaps` has those of a partition. Methods raise StoreFault."""
 
-    def __init__(self, pool: Pool, name: str) -> None:
+    def __init__(self, pool: CellPool, name: str) -> None:
         self._pool = pool
         self._name = name
 

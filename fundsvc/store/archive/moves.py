@@ -12,8 +12,8 @@ import asyncpg
 
 from fundsvc.core.fund.archive import Stub
 from fundsvc.store.archive.files import Row
-from fundsvc.store.archive.ranges import ARCHIVE_SQL
-from fundsvc.store.database import Pool, acquired, connect, faults, transaction
+from fundsvc.store.archive.ranges import ARCHIVE_SQL, fetch_archives
+from fundsvc.store.database import Pool, connect, faults, transaction
 
 REMOVED_ROWS = 10_000
 """Entries of one removal: about a tenth of a second."""
@@ -42,7 +42,7 @@ class KnownStub(NamedTuple):
 
 
 class ArchiverBusy(ValueError):
-    """Another process archives or restores entries of this database."""
+    """Another process archives or restores entries of this database, or moves a partition from or to it."""
 
 
 @asynccontextmanager
@@ -51,7 +51,7 @@ async def open_moves(dsn: str) -> AsyncIterator["Moves"]:
     async with connect(dsn, NAME) as connection:
         moves = Moves(connection)
         if not (await moves.fetch("archiver"))[0][0]:
-            raise ArchiverBusy("another process archives or restores entries of this database")
+            raise ArchiverBusy("another process archives, restores or moves entries of this database: wait until it has ended")
         yield moves
 
 
@@ -115,16 +115,13 @@ class Moves:
 
 async def hours_digest(pool: Pool, stub: Stub) -> bytes:
     """Returns the present digest of the rollups of a range; raises StoreFault."""
-    with faults():
-        async with acquired(pool) as connection:
-            return bytes(await connection.fetchval(ARCHIVE_SQL["hours"], stub.symbol, stub.first_entry, stub.last_entry))
+    ((digest,),) = await fetch_archives(pool, "hours", stub.symbol, stub.first_entry, stub.last_entry)
+    return bytes(digest)
 
 
 async def list_stubs(pool: Pool, symbols: Sequence[str] | None) -> list[KnownStub]:
     """Returns the stubs of some contracts or of all, in order; raises StoreFault."""
-    with faults():
-        async with acquired(pool) as connection:
-            return _known(await connection.fetch(ARCHIVE_SQL["stubs"], symbols))
+    return _known(await fetch_archives(pool, "stubs", symbols))
 
 
 def _known(rows: Iterable[asyncpg.Record]) -> list[KnownStub]:

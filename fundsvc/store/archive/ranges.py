@@ -12,7 +12,9 @@ from typing import Any, NamedTuple
 import asyncpg
 
 from fundsvc.store.archive.files import ALL, SECONDS_MAX, ArchiveFiles, ArchiveUnreachable, FileRange, Row, Wanted
-from fundsvc.store.database import Pool, acquired, faults, statements
+from fundsvc.store.cell_routes import routed
+from fundsvc.store.cells import Cells
+from fundsvc.store.database import CellPool, Pool, acquired, faults, statements
 
 ARCHIVE_SQL = statements("fundsvc.store.archive")
 """The statements of queries.sql of this package by name."""
@@ -68,9 +70,7 @@ class Archives:
 
     async def fetch(self, block: str, *parameters: Any) -> list[asyncpg.Record]:
         """Returns the rows of a statement of this package."""
-        with faults():
-            async with asyncio.timeout(SECONDS_MAX), acquired(self._pool) as connection:
-                return await connection.fetch(ARCHIVE_SQL[block], *parameters)
+        return await fetch_archives(self._pool, block, *parameters)
 
     async def _ranges(self, symbol: str, first: int, last: int) -> Sequence[FileRange]:
         """Returns the files of archived entries `first` to `last`; raises ArchiveUnreachable if one is not known."""
@@ -82,6 +82,19 @@ class Archives:
         if sum(one.last - one.first + 1 for one in found) < last - first + 1:
             raise ArchiveUnreachable(f"the table archives lacks stubs of entries {first} to {last} of {symbol}")
         return found
+
+
+async def fetch_archives(pool: Pool, block: str, *parameters: Any) -> list[asyncpg.Record]:
+    """Returns the rows of a statement of this package; raises StoreFault, CellAway if the database is one of several."""
+    if isinstance(pool, Cells):
+        return await routed(pool, block, parameters, _fetch)
+    return await _fetch(pool, block, *parameters)
+
+
+async def _fetch(pool: CellPool, block: str, *parameters: Any) -> list[asyncpg.Record]:
+    with faults():
+        async with asyncio.timeout(SECONDS_MAX), acquired(pool) as connection:
+            return await connection.fetch(ARCHIVE_SQL[block], *parameters)
 
 
 def charted_ms(ts: int, recorded_microseconds: int) -> int:
