@@ -23,8 +23,9 @@ from fundsvc.store.migrations import migrate
 from fundsvc.store.writer import Writer
 from fundsvc.streams.client import open_client
 
-settings.register_profile("thorough", max_examples=150, deadline=None)
-settings.load_profile("thorough")  # many examples per property, within seconds
+settings.register_profile("quick", max_examples=50, deadline=None)
+settings.register_profile("thorough", max_examples=1000, deadline=None)  # chosen by --hypothesis-profile
+settings.load_profile("quick")
 
 PROCESSORS = [
     *structlog.get_config()["processors"][:-1],

@@ -591,9 +591,9 @@ async def test_commit_that_exceeds_the_timeout_is_divided(quick, producer, ledge
     )
     await owner_connection.execute("CREATE TRIGGER slow BEFORE INSERT ON entries FOR EACH ROW EXECUTE FUNCTION slow()")
     await owner_connection.execute(f"ALTER DATABASE {name} SET {how} = '500ms'")
-    await producer.append([listing("AAA"), *fills(range(1, 1501))], per_message=1500)
+    await producer.append([listing("AAA"), *fills(range(1, 601))], per_message=600)
     async with running(quick) as engine:
-        await settled(ledger, 1500, 60)
+        await settled(ledger, 600, 60)
         assert engine.count("fundsvc_faults_total", part="database") < 30
         assert await ledger("SELECT count(*) FROM rejected") == 0
 

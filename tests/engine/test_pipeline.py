@@ -1,6 +1,7 @@
 """The pipeline in a fake world, where every await may fail before or after its effect."""
 
 import asyncio
+import os
 import random
 import time
 from contextlib import asynccontextmanager
@@ -60,7 +61,7 @@ from fundsvc.readmodel.book_recovery import BookRecovery
 from fundsvc.store.rows import copy_rows
 from fundsvc.wire.codec import Message, encode
 
-SEEDS = 400
+SEEDS = int(os.environ.get("SEEDS", "120"))
 ROWS_MAX = 7
 MESSAGES_PER_READ = 10
 EVENTS_PER_MESSAGE_MAX = 4

@@ -1,6 +1,7 @@
 """The pipeline of a pool in a fake world, where every await may fail before or after its effect."""
 
 import asyncio
+import os
 import random
 
 from streams import POOL, START, events_of, small_rules
@@ -18,7 +19,7 @@ from fundsvc.mutual.core.rows import PoolRow, State
 from fundsvc.mutual.engine.pipeline import PoolPipeline
 from fundsvc.wire.codec import Message
 
-SEEDS = 300
+SEEDS = int(os.environ.get("SEEDS", "120"))
 ROWS_MAX = 7
 MESSAGES_PER_READ = 10
 

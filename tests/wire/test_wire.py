@@ -288,14 +288,14 @@ def assert_can_be_kept(rejection: Rejection) -> None:
 CODECS = st.sampled_from(["json", "msgpack"])
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=4 * settings().max_examples)
 @given(CODECS, st.binary(max_size=200))
 @example("msgpack", b"\xc7\x0c\xff\xff\xff\xff\xff\x7f\xff\xff\xff\xff\xff\xff\xff")
 def test_any_bytes_decode_to_legal_events_or_rejections(codec, body):
     settle(codec, body)
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=8 * settings().max_examples)
 @given(CODECS, st.lists(st.sampled_from(EVENTS), min_size=1, max_size=3), st.booleans(), st.data())
 def test_mutated_message_decodes_to_legal_events_or_rejections(codec, events, single, data):
     body = bytearray(encode(events, codec) if not single else getattr(msgspec, codec).encode(events[0]))
@@ -353,7 +353,7 @@ CONTRACTS = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=4 * settings().max_examples)
 @given(CONTRACTS | st.dictionaries(st.text(st.characters(exclude_categories=["Cs"]), max_size=3), VALUES))
 def test_any_messagepack_contract_can_be_stored_or_is_rejected(contract):
     settle("msgpack", msgspec.msgpack.encode({"type": "contract", "contract": contract}))
