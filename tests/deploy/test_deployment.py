@@ -30,10 +30,11 @@ ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
 TOOLS = Path(sys.executable).parent
 DOCKERFILE = (DEPLOY / "Dockerfile").read_text()
-UNITS = ["fundsvc-api.service", "fundsvc-engine@1.service", "fundsvc-migrate.service"]
+UNITS = ["fundsvc-api.service", "fundsvc-archive.service", "fundsvc-engine@1.service", "fundsvc-migrate.service"]
 MANIFESTS = sorted(path for path in (DEPLOY / "kubernetes").glob("*.yaml") if path.name != "kustomization.yaml")
 DOCUMENTS = [document for path in MANIFESTS for document in yaml.safe_load_all(path.read_text())]
 IMAGE = dict(re.findall(r"(FUNDSVC_\w+)=(\S+)", DOCKERFILE))
+ARCHIVE = list(yaml.safe_load_all((DEPLOY / "kubernetes" / "archive" / "archive.yaml").read_text()))
 WORKLOADS = [document for document in DOCUMENTS if document["kind"] in {"Deployment", "Job"}]
 
 
@@ -81,7 +82,8 @@ def local(tmp_path_factory):
 @pytest.fixture(scope="module")
 def compose(local):
     answer = run(
-        TOOLS / "docker-compose", "--file", DEPLOY / "compose.yaml", "config", "--format", "json", FUNDSVC_LOCAL=str(local)
+        *(TOOLS / "docker-compose", "--file", DEPLOY / "compose.yaml", "--profile", "archive", "config", "--format", "json"),
+        FUNDSVC_LOCAL=str(local),
     )
     return json.loads(answer)
 
@@ -121,7 +123,7 @@ def test_secrets_are_created_once_in_a_private_directory(local):
     run(DEPLOY / "prepare", local)
     assert {path.name: path.read_text() for path in (local / "secrets").iterdir()} == kept
     assert stat.S_IMODE(local.stat().st_mode) == 0o700
-    assert len({value for name, value in kept.items() if name.endswith(("_password", "_secret"))}) == 8
+    assert len({value for name, value in kept.items() if name.endswith(("_password", "_secret"))}) == 9
     assert all(len(value) >= 64 for value in kept.values())
 
 
@@ -160,10 +162,13 @@ def test_only_migrations_and_the_database_get_the_owners_password(compose):
 
 def test_compose_configures_the_service(compose, local):
     services = compose["services"]
-    for name in ("migrate", "engine", "api"):
+    for name in ("migrate", "engine", "archive", "api"):
         config = load_config(None, readable(services[name]["environment"], local / "secrets"))
         assert bool(config.database.owner_dsn) == (name == "migrate")
-        assert bool(config.database.dsn) == bool(config.stream.url) == (name != "migrate")
+        assert bool(config.database.dsn) == (name != "migrate")
+        assert bool(config.stream.url) == (name in {"engine", "api"})
+        assert bool(config.archive.location) == (name in {"archive", "api"})
+        assert bool(config.archive.dsn) == (name == "archive")
         assert config.ledger.secret == ("" if name == "migrate" else (local / "secrets" / "ledger_secret").read_text())
     assert config.token.secret == (local / "secrets" / "token_secret").read_text()
     assert services["engine"]["deploy"]["replicas"] == 2
@@ -181,7 +186,7 @@ def test_an_engine_outside_the_containers_reaches_stream_and_api(compose, local)
 def test_compose_mounts_a_configuration_file_that_overrides_only_what_it_does_not_set(compose, local):
     services = compose["services"]
     for name in ("migrate", "engine", "api"):
-        (mount,) = services[name]["volumes"]
+        (mount,) = [volume for volume in services[name]["volumes"] if volume["target"] != "/entries"]
         environment = services[name]["environment"]
         assert (mount["source"], mount["target"]) == (str(local / "fundsvc.toml"), environment["FUNDSVC_CONFIG"])
         assert mount["read_only"]
@@ -295,7 +300,7 @@ def test_prometheus_scrapes_existing_services(compose):
     assert all("watch" in compose["services"][name]["networks"] for name in (*names, "prometheus"))
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def fresh(short_directory, local):
     """A server with only the roles that deploy/postgres/roles.sh creates; a function from role to DSN."""
     servers = EmbeddedServers(short_directory / "roles")
@@ -311,6 +316,16 @@ def fresh(short_directory, local):
             run("psql", "-U", "postgres", "-c", statement, **environment)
         run(DEPLOY / "postgres" / "roles.sh", **environment)
         yield lambda role, database="fundsvc": f"postgresql://{role}@/{database}?host={host}"
+
+
+async def test_the_archiver_logs_in_and_removes_nothing_that_no_archive_has(fresh):
+    await migrate(fresh("fundsvc_owner"), 2)
+    async with connected(fresh("fundsvc_archive")) as archiver:
+        assert await archiver.fetchval("SELECT count(*) FROM archives") == 0
+        await archiver.execute("DELETE FROM entries")
+        for statement in ("UPDATE entries SET change = 1", "DELETE FROM adl_records", "DELETE FROM funds"):
+            with pytest.raises(asyncpg.InsufficientPrivilegeError):
+                await archiver.execute(statement)
 
 
 async def test_the_owner_migrates_and_the_service_role_has_no_further_rights(fresh):
@@ -336,8 +351,8 @@ async def test_the_owner_migrates_and_the_service_role_has_no_further_rights(fre
             pass
     async with connected(fresh("postgres", "postgres")) as server:
         kept = dict(await server.fetch("SELECT rolname, rolpassword FROM pg_authid WHERE rolname LIKE 'fundsvc%'"))
-    assert kept.pop("fundsvc_service") is None
-    assert len(kept) == 3
+    assert kept.pop("fundsvc_service") is kept.pop("fundsvc_archiver") is None
+    assert len(kept) == 4
     assert all(password.startswith("SCRAM-SHA-256$") for password in kept.values())
 
 
@@ -378,6 +393,9 @@ async def test_repartitioned_contracts_are_settled_in_their_new_partitions(confi
     assert {tuple(row) for row in await owner_connection.fetch("SELECT entry, seq FROM funds")} == {(2, 2)}
     assert (await fundsvc(spread, "audit")).code == 0
     assert (await fundsvc(config, "audit")).code == 2
+    await owner_connection.execute("DELETE FROM partitions WHERE partition = 3")  # as if another cell had it
+    with pytest.raises(asyncpg.RaiseError, match="other cells hold partitions"):
+        await owner_connection.execute(run(sys.executable, DEPLOY / "repartition", "2", given="\n".join(symbols)))
 
 
 def test_all_generations_of_a_symbol_move_to_the_same_partition():
@@ -399,7 +417,7 @@ def host(tmp_path_factory):
 
 
 @needs("systemd-analyze")
-@pytest.mark.parametrize("unit", UNITS)
+@pytest.mark.parametrize("unit", [*UNITS, "fundsvc-archive.timer"])
 def test_systemd_verifies_a_unit_without_warnings(host, unit):
     assert run("systemd-analyze", "verify", "--man=no", f"--root={host}", unit) == ""
 
@@ -411,7 +429,7 @@ def test_systemd_rates_the_exposure_of_a_unit_as_ok(host, unit):
     assert "OK" in verdict
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
+@pytest.mark.parametrize("document", [*DOCUMENTS, *ARCHIVE], ids=name_of)
 def test_manifests_match_the_kubernetes_schema(document):
     kubernetes_validate.validate(document, "1.37", strict=True)
 
@@ -470,6 +488,35 @@ def test_kubernetes_configures_the_service(workload, tmp_path, local):
     )
     assert (config.http.port, config.http.health_port, config.engine.port) == (8080, 8081, 8081)
     assert bool(config.database.owner_dsn) == (workload["kind"] == "Job") != bool(config.ledger.secret)
+
+
+def test_the_archive_of_kubernetes_is_restricted_and_configured(local):
+    (job,) = [document for document in ARCHIVE if document["kind"] == "CronJob"]
+    pod = job["spec"]["jobTemplate"]["spec"]["template"]["spec"]
+    check_restricted(pod)
+    environment = {variable["name"]: variable["value"] for variable in pod["containers"][0]["env"]}
+    assert environment.pop("FUNDSVC_CONFIG") == "/etc/fundsvc/fundsvc.toml"
+    config = load_config(None, readable(environment, local / "secrets"))
+    assert "fundsvc_archive:" in config.archive.dsn
+    assert "fundsvc_app:" in config.database.dsn
+    assert not config.database.owner_dsn
+
+
+@needs("kubectl")
+def test_the_archive_of_kubernetes_gives_its_volume_to_the_apis(tmp_path):
+    shutil.copytree(DEPLOY / "kubernetes", tmp_path / "kubernetes")
+    overlay = tmp_path / "overlay"
+    overlay.mkdir()
+    (overlay / "kustomization.yaml").write_text("resources: [../kubernetes]\ncomponents: [../kubernetes/archive]\n")
+    built = {name_of(document): document for document in yaml.safe_load_all(run("kubectl", "kustomize", overlay))}
+    pods = [built["Deployment-api"]["spec"]["template"]["spec"]]
+    pods.append(built["CronJob-archive"]["spec"]["jobTemplate"]["spec"]["template"]["spec"])
+    for pod, is_read_only in zip(pods, (True, False), strict=True):
+        (volume,) = [one for one in pod["volumes"] if one.get("persistentVolumeClaim", {}).get("claimName") == "entries"]
+        (container,) = pod["containers"]
+        (mount,) = [one for one in container["volumeMounts"] if one["name"] == volume["name"]]
+        location = {variable["name"]: variable["value"] for variable in container["env"]}["FUNDSVC_ARCHIVE_LOCATION"]
+        assert (mount["mountPath"], bool(mount.get("readOnly"))) == (location, is_read_only)
 
 
 @pytest.mark.parametrize("name", ["api", "engine"])

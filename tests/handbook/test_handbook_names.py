@@ -14,7 +14,7 @@ from fundsvc.cli.commands import cli, load
 from fundsvc.config.settings import Config
 from fundsvc.config.validation import find, keys
 
-ROLES = {"fundsvc_service", "fundsvc_owner", "fundsvc_app", "fundsvc_backup", "fundsvc_archiver"}
+ROLES = {"fundsvc_service", "fundsvc_owner", "fundsvc_app", "fundsvc_backup", "fundsvc_archiver", "fundsvc_archive"}
 CURRENT = {name: text.split("\n## Changed names\n")[0] for name, text in CHAPTERS.items()}
 each_chapter = pytest.mark.parametrize("text", CURRENT.values(), ids=CURRENT)
 
