@@ -27,7 +27,7 @@ def served() -> list[AnyPanel]:
             "Age of the funds over HTTP",
             "Time since the funds of a process were last known to equal the ledger.",
             SECONDS,
-            Query("time() - max by (instance) (fundsvc_tail_heard_timestamp_seconds > 0)", "{{instance}}"),
+            Query("time() - max by (instance, cell) (fundsvc_cell_heard_timestamp_seconds > 0)", "{{instance}} {{cell}}"),
             thresholds=limits.bad_from("ApiBehind"),
             width=THIRD,
         ),

@@ -26,7 +26,7 @@ from ledgers import fill, listing
 from live import serving
 from raw import raw
 from structlog.testing import capture_logs
-from test_engine import running, stopped
+from test_engine import ledger, running, settled, stopped  # noqa: F401 - a fixture
 from tokens import bearer, with_secret
 
 from fundsvc.api.http.application import make_app
@@ -603,11 +603,12 @@ async def test_stream_outage_is_logged_with_its_duration_and_the_owner_stays(qui
     check_documented(logged.lines())
 
 
-async def test_stream_regression_is_logged(quick, producer, logged):
+async def test_stream_regression_is_logged(quick, producer, ledger, logged):
     async with running(quick):
         await producer.append([listing("AAA"), fill("AAA", 1, 1, TS)])
         await eventually(lambda: logged.lines("partition loaded"))
         await producer.append([fill("AAA", 2, 1, TS)])
+        await settled(ledger, 2)
     async with open_client(quick.stream) as client:
         await client.delete(stream_key(0))
         async with running(quick):
