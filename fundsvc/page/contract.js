@@ -52,6 +52,7 @@ export function showContract(root, { market, feed }, symbol) {
 
   let shown = null;
   let panels = null;
+  market.follow(symbol);
   const unlisten = market.listen(() => {
     const fund = market.find(symbol);
     drawChoice(others, market, symbol);

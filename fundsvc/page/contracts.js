@@ -198,6 +198,7 @@ function totalTile({ currency, contracts, closed, balance, outstanding, usdt, re
 /** Shows the contracts in `root`. Returns a function that closes the view. */
 export function showContracts(root, { market }) {
   const view = new ContractsView(root, market);
+  market.follow("all");
   const unlisten = market.listen(() => view.draw());
   const hours = setInterval(market.readHours, HOURS_MS);
   const ends = [showActivity(view.activity, market), showTotals(view.history)];

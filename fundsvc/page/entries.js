@@ -27,6 +27,7 @@ class EntryList {
   #pending = [];
   #newest = null;
   #rowsMax = PAGE_ENTRIES;
+  #isScrolled = false;
   #widths = COLUMNS.map(({ length }) => length);
 
   constructor(root, symbol, observer) {
@@ -38,7 +39,11 @@ class EntryList {
     const label = `Ledger entries of ${symbol}, newest first`;
     this.table = element("table", { class: "ledger cards", role: "table", "aria-label": label }, head, this.body);
     this.older = requestButton("Older entries", () => this.#readOlder(), { class: "quiet wide", hidden: true });
-    const scrolled = () => this.#flush();
+    // To read the position in each frame would have the browser lay the page out once more.
+    const scrolled = () => {
+      this.#isScrolled = this.scroller.scrollTop > 4;
+      this.#flush();
+    };
     this.scroller = element(
       "div",
       { class: "scroller tall", tabindex: "0", role: "region", "aria-label": "Entries", scroll: scrolled },
@@ -132,7 +137,7 @@ class EntryList {
 
   /** Whether the reader has scrolled down or focused a row. New rows wait meanwhile. */
   get #isReading() {
-    return this.scroller.scrollTop > 4 || this.body.contains(document.activeElement);
+    return this.#isScrolled || this.body.contains(document.activeElement);
   }
 
   #flush = perPulse(() => {
@@ -162,6 +167,7 @@ class EntryList {
 
   #toTop() {
     this.scroller.scrollTop = 0;
+    this.#isScrolled = false;
     document.activeElement?.blur();
     this.scroller.focus();
     this.#flush();

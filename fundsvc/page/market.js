@@ -1,6 +1,7 @@
 /**
  * The present state of all funds, read over REST and updated by their topic, which publishes a fund after each entry. Values in
  * USDT, targets and 24 h changes move without an entry, so all funds are read again at an interval and after each reconnection.
+ * A view of one contract follows only its fund: each push of another would cost processor time.
  */
 
 import { ApiError, get } from "./api.js";
@@ -36,22 +37,33 @@ export class Market {
   /** Why the funds are not loaded. */
   problem = "";
 
+  /** What is followed: "all", or the name of a fund. */
+  #followed = null;
+  #unfollow = () => {};
+
   #notify = perPulse(() => this.#listeners.forEach((listener) => listener()));
 
   constructor(feed) {
     this.#feed = feed;
+    this.#read().catch((error) => {
+      this.problem = error.message;
+      this.#notify();
+    });
+    const refresh = () => this.#whileVisible(() => this.#read());
+    setInterval(refresh, REFRESH_MS);
+    document.addEventListener("visibilitychange", refresh);
+  }
+
+  /** Follows one fund by its name, or "all"; the others are read at the interval. */
+  follow(name) {
+    if (this.#followed === name) return;
+    this.#followed = name;
+    this.#unfollow();
     const resume = async () => {
       await this.#read();
       return {};
     };
-    resume().catch((error) => {
-      this.problem = error.message;
-      this.#notify();
-    });
-    feed.subscribe("/insuranceFund/balance:all", { receive: (_subject, fund) => this.#change(fund), resume });
-    const refresh = () => this.#whileVisible(() => this.#read());
-    setInterval(refresh, REFRESH_MS);
-    document.addEventListener("visibilitychange", refresh);
+    this.#unfollow = this.#feed.subscribe(`/insuranceFund/balance:${name}`, { receive: (_subject, fund) => this.#change(fund), resume });
   }
 
   /** Calls `listener` now and after changes, in common frames. Returns a function that stops this. */

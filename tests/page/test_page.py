@@ -201,6 +201,28 @@ async def test_contracts_are_updated_by_each_fill(open_window, producer, url):
 
 
 @needs_browser
+async def test_view_of_a_contract_receives_no_other_fund_and_the_list_is_current_after_it(open_window, producer, url):
+    await listed(producer, "AAA", "BBB")
+    await producer.append([fill("AAA", 1, 5)])
+    await settled(url, "AAA", 1)
+    frames = []
+    async with open_window() as window:
+        window.page.on("websocket", lambda socket: socket.on("framereceived", lambda frame: frames.append(str(frame))))
+        await window.go("#/contract/AAA")
+        await window.connection("live")
+        balance = window.page.locator(".balance .number")
+        await expect(balance).to_have_text("5")
+        await producer.append([fill("BBB", 1, 7), fill("AAA", 2, 5)])
+        await expect(balance).to_have_text("10")
+        assert any("balance:AAA" in frame for frame in frames)
+        assert not any("BBB" in frame for frame in frames)
+        await window.page.get_by_role("link", name="Contracts").click()
+        await expect(window.cell("BBB", "balance")).to_have_text("7")
+        await producer.append([fill("BBB", 2, 1)])
+        await expect(window.cell("BBB", "balance")).to_have_text("8")
+
+
+@needs_browser
 async def test_amounts_equal_those_of_the_api_to_the_last_digit(open_window, producer, url):
     contract = listing("ODD", settleCurrency="XBT", multiplier=-1, isInverse=True, baseCurrency="XBT")
     await producer.append([contract, fill("ODD", 1, 500), fill("ODD", 2, 77)])
