@@ -603,7 +603,7 @@ async def test_stream_outage_is_logged_with_its_duration_and_the_owner_stays(qui
     check_documented(logged.lines())
 
 
-async def test_stream_regression_is_logged(quick, producer, ledger, logged):
+async def test_stream_regression_is_logged(quick, producer, ledger, logged):  # noqa: F811
     async with running(quick):
         await producer.append([listing("AAA"), fill("AAA", 1, 1, TS)])
         await eventually(lambda: logged.lines("partition loaded"))
