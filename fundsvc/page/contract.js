@@ -56,8 +56,12 @@ export function showContract(root, { market, feed }, symbol) {
   const unlisten = market.listen(() => {
     const fund = market.find(symbol);
     drawChoice(others, market, symbol);
-    if (market.funds && !fund) worth.textContent = `No contract ${visible(symbol)} is listed.`;
+    if (market.funds && !fund) {
+      worth.textContent = `No contract ${visible(symbol)} is listed.`;
+      market.follow("all"); // Its listing is a push for all funds.
+    }
     if (!fund || fund === shown) return;
+    market.follow(symbol);
     if (shown && shown.generation !== fund.generation) panels = panels.remove();
     shown = fund;
     redraw(state, fundState(fund.condition));

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from test_deployment import DEPLOY, DOCUMENTS, ROOT, TOOLS, WORKLOADS, compose, local, needs, run  # noqa: F401 - fixtures
+from test_deployment import ARCHIVE, DEPLOY, DOCUMENTS, ROOT, TOOLS, WORKLOADS, compose, local, needs, run  # noqa: F401 - fixtures
 from test_high_availability import HA, ha_compose  # noqa: F401 - a fixture
 from test_runbook import CHAPTERS
 
@@ -147,12 +147,14 @@ def test_the_created_secrets_have_the_keys_that_the_pods_mount(local):  # noqa: 
             secret = yaml.safe_load(run("kubectl", *filled, "--dry-run=client", "--output=yaml"))
             created[secret["metadata"]["name"]] = secret["data"].keys()
     needed = {}
-    for workload in WORKLOADS:
+    (archive,) = [document for document in ARCHIVE if document["kind"] == "CronJob"]
+    for workload in (*WORKLOADS, archive["spec"]["jobTemplate"]):
         pod = workload["spec"]["template"]["spec"]
         (container,) = pod["containers"]
-        (name,) = [volume["secret"]["secretName"] for volume in pod["volumes"] if "secret" in volume]
-        files = [Path(variable["value"]) for variable in container["env"] if variable["name"].endswith("_FILE")]
-        needed.setdefault(name, set()).update(path.name for path in files)
+        secrets = {volume["name"]: volume["secret"]["secretName"] for volume in pod["volumes"] if "secret" in volume}
+        places = {Path(mount["mountPath"]): secrets.get(mount["name"]) for mount in container["volumeMounts"]}
+        for path in (Path(variable["value"]) for variable in container["env"] if variable["name"].endswith("_FILE")):
+            needed.setdefault(places[path.parent], set()).add(path.name)
     scripts = (HA / "with-secrets", HA / "join-valkey", DEPLOY / "postgres" / "roles.sh")
     needed["fundsvc-servers"] = {
         key for script in scripts for key in re.findall(r"[s}]/(\w+_(?:password|conf))\b", script.read_text())
