@@ -1,6 +1,7 @@
 """What the page costs: bytes, requests, time to the chart, processor time while fills arrive, and layout shift.
 
-Chromium's own counters measure it. Limits that depend on the machine's speed are relative to an empty page.
+Chromium's own counters measure it. Limits that depend on the machine's speed are relative to an empty page, or to one that does
+the least for as many messages.
 """
 
 import asyncio
@@ -40,8 +41,19 @@ WATCHED_SECONDS = 8
 SETTLED_SECONDS = 3
 """After these, a browser has started and drawn a page."""
 
-SHARE_MAX = 0.05
-"""Of a core, while fills arrive, on a machine on which a bare browser takes a second of processor time to start."""
+PEER = """data:text/html,<table></table><script>
+const push = JSON.stringify(Object.fromEntries(Array.from({length: 40}, (_, place) => ["field" + place, String(place * 1e9)])));
+let pushes = 0;
+setInterval(() => { pushes += JSON.parse(push).field1.length; }, 1000 / 30);
+setInterval(() => {
+  const cells = Array.from({length: 9}, () => "<td>" + pushes).join("");
+  document.querySelector("table").innerHTML = ("<tr>" + cells).repeat(8);
+}, 1500);
+</script>"""
+"""A page that decodes as many messages, and draws a table of eight contracts as often as the page."""
+
+SHARE_MAX = 2.5
+"""Of the processor time that the peer takes, in turns in the same test: a noisy machine makes light work cost twice as much."""
 
 CHART_SECONDS_MAX = 1.5
 """Until the chart, beyond what an empty page takes to load."""
@@ -108,6 +120,12 @@ async def plain_browser(folder, address):
         await process.wait()
 
 
+async def share_of_the_peer(folder):
+    async with plain_browser(folder, PEER) as peer:
+        await asyncio.sleep(SETTLED_SECONDS)
+        return await peer.share_of_a_core(asyncio.sleep(WATCHED_SECONDS))
+
+
 def active_port(folder):
     file = folder / "DevToolsActivePort"
     return file.exists() and file.read_text()
@@ -165,14 +183,13 @@ async def test_contract_page_is_light_fast_and_steady(open_window, producer, url
 @pytest.mark.usefixtures("long_history")
 @pytest.mark.parametrize("address", ["#/", "#/contract/AAA"])
 async def test_open_page_takes_little_of_a_processor(producer, url, tmp_path, address):  # noqa: F811
-    async with plain_browser(tmp_path / "bare", f"{url}/api/v1/timestamp") as bare:
-        await asyncio.sleep(SETTLED_SECONDS)
-        start = await bare.busy_seconds()
+    before = await share_of_the_peer(tmp_path / "before")
     async with plain_browser(tmp_path / "page", f"{url}/{address}") as page:
         await asyncio.sleep(SETTLED_SECONDS)
         share = await page.share_of_a_core(fill_at_rate(producer, ENTRIES + 1, WATCHED_SECONDS))
-    print(f"{address}: {share:.1%} of a core, {start:.2f} s to start a browser")
-    assert share <= SHARE_MAX * start
+    least = (before + await share_of_the_peer(tmp_path / "after")) / 2
+    print(f"{address}: {share:.1%} of a core, the peer {least:.1%}")
+    assert share <= SHARE_MAX * least
 
 
 LIBRARY = {
