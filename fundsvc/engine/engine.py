@@ -3,7 +3,7 @@
 import asyncio
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import suppress
 from functools import partial
@@ -15,6 +15,7 @@ import structlog
 from fundsvc.concurrency.background import PeriodicTask, keep_running
 from fundsvc.concurrency.exclusive import single_thread_executor
 from fundsvc.concurrency.primary import following_primary
+from fundsvc.concurrency.waiting import before
 from fundsvc.config.cells import MAIN
 from fundsvc.config.settings import Config
 from fundsvc.engine.audit_process import AuditProcess
@@ -150,25 +151,24 @@ class Engine:
         async with LeaseKeeper(self._config.database.dsn, self.name, engine.lease_seconds, self._steps) as keeper:
             stopping = asyncio.ensure_future(stop.wait())
             while not stop.is_set():
-                renewal = asyncio.ensure_future(keeper.next())
-                await asyncio.wait([renewal, stopping], return_when=asyncio.FIRST_COMPLETED)
-                if renewal.done():
-                    await self._handle_leases(renewal, tasks, streams, pool, keeper)
-                renewal.cancel()
+                await self._handle_leases(before(stopping, keeper.next()), tasks, streams, pool, keeper)
             with suppress(StoreFault):
                 await self._release_all(keeper)
 
     async def _handle_leases(
         self,
-        renewal: asyncio.Future[HeldLeases],
+        renewal: Awaitable[HeldLeases | None],
         tasks: asyncio.TaskGroup,
         streams: Streams,
         pool: CellPool,
         keeper: LeaseKeeper,
     ) -> None:
-        """Applies a result of the lease keeper. Logs errors and continues."""
+        """Applies a result of the lease keeper, unless the engine stops before it. Logs errors and continues."""
         try:
-            self._apply_leases(tasks, streams, pool, keeper, renewal.result())
+            held = await renewal
+            if held is None:
+                return
+            self._apply_leases(tasks, streams, pool, keeper, held)
         except StoreFault as fault:
             self._note_fault(fault)
             # The keeper's connection may be half open, and so may pooled ones: each of those would block a query for a minute.

@@ -52,16 +52,13 @@ export function showContract(root, { market, feed }, symbol) {
 
   let shown = null;
   let panels = null;
-  market.follow(symbol);
   const unlisten = market.listen(() => {
     const fund = market.find(symbol);
     drawChoice(others, market, symbol);
-    if (market.funds && !fund) {
-      worth.textContent = `No contract ${visible(symbol)} is listed.`;
-      market.follow("all"); // Its listing is a push for all funds.
-    }
+    const isUnlisted = market.funds && !fund;
+    market.follow(isUnlisted ? "all" : symbol); // The listing of a contract is a push for all funds.
+    if (isUnlisted) worth.textContent = `No contract ${visible(symbol)} is listed.`;
     if (!fund || fund === shown) return;
-    market.follow(symbol);
     if (shown && shown.generation !== fund.generation) panels = panels.remove();
     shown = fund;
     redraw(state, fundState(fund.condition));
