@@ -54,10 +54,11 @@ class AuditProcess:
         """Runs the process once; returns its exit code."""
         receiving, sending = os.pipe()
         with os.fdopen(receiving, "rb") as source:
-            # uvloop would copy the page tables of the engine, which holds the loop for tens of milliseconds.
+            # uvloop would copy the page tables of the engine, which holds the loop for tens of milliseconds. In a group of its
+            # own, the process is not interrupted by the terminal, which would print its traceback: it ends with the engine.
             with os.fdopen(sending, "wb"):
                 process = subprocess.Popen(  # noqa: ASYNC220 - it returns in half a millisecond
-                    (sys.executable, "-m", WORKER, str(sending)), stdin=subprocess.PIPE, pass_fds=(sending,)
+                    (sys.executable, "-m", WORKER, str(sending)), stdin=subprocess.PIPE, pass_fds=(sending,), process_group=0
                 )
             following = asyncio.create_task(self._send_partitions(process))
             try:

@@ -95,6 +95,13 @@ async def test_process_ends_with_its_engine(config, ledger):
     await eventually(lambda: not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE)
 
 
+async def test_terminal_that_interrupts_the_engine_does_not_interrupt_the_process(config, ledger):
+    async with auditing(config, {0}) as metrics:
+        await eventually(lambda: is_good(metrics))
+        (worker,) = workers()
+        assert os.getpgid(worker.pid) != os.getpgrp()
+
+
 async def test_process_ends_with_its_input(config):
     receiving, sending = os.pipe()
     process = await asyncio.create_subprocess_exec(
